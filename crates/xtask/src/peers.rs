@@ -1,0 +1,56 @@
+//! `peers`: `.peers/`, a Python environment with exactly what `peers/requirements.txt` pins.
+
+use crate::process;
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The variable by which tests and benchmarks learn the Python of the peers.
+pub const VARIABLE: &str = "FERROTUNE_PEERS";
+
+/// Makes the environment unless it stands, and returns its Python.
+///
+/// The stamp is written last, and an environment without the right one is made anew.
+pub fn ensure(root: &Path) -> Result<PathBuf> {
+    let requirements = root.join("peers/requirements.txt");
+    let pinned = fs::read(&requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
+    let wanted = format!("{:x}", Sha256::digest(&pinned));
+
+    let environment = root.join(".peers");
+    let python = environment.join("bin/python");
+    let stamp = environment.join("requirements.sha256");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        eprintln!("the peers stand in {}", environment.display());
+        return Ok(python);
+    }
+    process::remove(&environment)?;
+    process::run(
+        Command::new("python3")
+            .args(["-m", "venv"])
+            .arg(&environment),
+    )
+    .context(
+        "cannot make a Python environment: install Python 3.11 or later with its venv module \
+         (Debian, Ubuntu: apt install python3-venv)",
+    )?;
+    // The file names every package there is to install: torch itself would ask for 1 GB of CUDA more.
+    let mut pip = Command::new(&python);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ])
+    .arg("--requirement")
+    .arg(&requirements);
+    process::run(&mut pip).context("pip could not install the peers; its own message is above")?;
+    process::write(&stamp, &wanted)?;
+    eprintln!("the peers are in {}", environment.display());
+    Ok(python)
+}
