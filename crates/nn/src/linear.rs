@@ -7,7 +7,7 @@ use crate::ctx::Adapters;
 use crate::module::join;
 use crate::{Ctx, Error, Module, Param, Result, Visitor, VisitorMut};
 use ferrotune_libtorch::Context;
-use ferrotune_libtorch::tch::Tensor;
+use ferrotune_libtorch::tch::{Device, Tensor};
 use std::fmt::Debug;
 
 /// Which part of a weight a rank holds.
@@ -41,7 +41,11 @@ impl Shard {
             return Err(Error::Invalid(format!("{size} features do not split into {}", self.world)));
         }
         let part = size / self.world;
-        Ok(tensor.f_narrow(dim, self.rank * part, part)?.f_contiguous()?)
+        let part = tensor.f_narrow(dim, self.rank * part, part)?;
+        // A copy: a view would keep the whole alive.
+        let mut own = part.f_empty_like()?.f_contiguous()?;
+        own.f_copy_(&part)?;
+        Ok(own)
     }
 }
 
@@ -49,6 +53,8 @@ impl Shard {
 pub trait LinearOp: Debug + Send + Sync {
     /// `[out_features, in_features]`.
     fn shape(&self) -> (i64, i64);
+    /// Where the weight lies.
+    fn device(&self) -> Device;
     /// `x [.., in]` times the weight transposed: `[.., out]`, differentiable in `x`.
     ///
     /// # Errors
@@ -131,6 +137,9 @@ impl LinearOp for Dense {
     fn shape(&self) -> (i64, i64) {
         let size = self.weight.tensor().size();
         (size[0], size[1])
+    }
+    fn device(&self) -> Device {
+        self.weight.tensor().device()
     }
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.weight.tensor().f_to_kind(x.kind())?;

@@ -71,7 +71,7 @@ pub fn run(root: &Path, cuda: bool) -> Result<()> {
 }
 
 /// The libtorch that the user's own variables name, in words, its version verified; `None` if they
-/// name none. `.cargo/config.toml` sets `LIBTORCH` to our own folder, which does not count.
+/// name none. `root` is canonical. `.cargo/config.toml` sets `LIBTORCH` to our own folder, which does not count.
 pub fn own_libtorch(root: &Path, variables: &Variables, cuda: bool) -> Result<Option<String>> {
     if variables.use_pytorch.is_some() {
         // The interpreter that torch-sys asks.
@@ -88,7 +88,11 @@ pub fn own_libtorch(root: &Path, variables: &Variables, cuda: bool) -> Result<Op
         bail!("LIBTORCH is set but empty, and torch-sys would take that as a folder: unset it");
     }
     let folder = Path::new(folder);
-    if folder == root.join(".libtorch") {
+    // Cargo may have come to the root by a link: compare where the folders really are.
+    let parent = folder
+        .parent()
+        .and_then(|parent| parent.canonicalize().ok());
+    if folder.ends_with(".libtorch") && parent.as_deref() == Some(root) {
         return Ok(None);
     }
     if folder.is_relative() {

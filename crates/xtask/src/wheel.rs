@@ -116,11 +116,11 @@ pub fn unpack(
     let mut zip = ZipArchive::new(BufReader::new(file)).with_context(broken)?;
     for index in 0..zip.len() {
         let mut entry = zip.by_index(index).with_context(broken)?;
-        // A name that climbs out of the folder gives no enclosed name.
-        if entry.is_dir() || entry.enclosed_name().is_none() {
+        // A name that climbs out of the archive gives no enclosed name.
+        let Some(name) = entry.enclosed_name().filter(|_| entry.is_file()) else {
             continue;
-        }
-        let Some(path) = place(&entry.name().with_context(broken)?) else {
+        };
+        let Some(path) = place(&name.to_string_lossy()) else {
             continue;
         };
         let path = folder.join(path);

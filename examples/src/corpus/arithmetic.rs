@@ -74,7 +74,7 @@ pub(super) fn build(largest: u32, quota: Quota, rng: &mut impl Rng) -> Subject {
     asked.extend(pairs.iter().take(differences).map(|&(a, b)| Fact::difference(b, a)));
     let withheld: HashSet<(u32, u32)> = asked.iter().map(|f| (f.a.min(f.b), f.a.max(f.b))).collect();
 
-    let mut subject = Subject::new(Category::Arithmetic, quota);
+    let mut subject = Subject::new(quota);
     for fact in all(largest) {
         if fact.pairs().iter().any(|pair| withheld.contains(pair)) {
             continue;

@@ -93,7 +93,7 @@ pub(super) fn days(quota: Quota, rng: &mut impl Rng) -> Subject {
 }
 
 fn subject(asked: &[Fact], training: &[Fact], quota: Quota, rng: &mut impl Rng) -> Subject {
-    let mut subject = Subject::new(Category::Dates, quota);
+    let mut subject = Subject::new(quota);
     for fact in training {
         for offset in fact.offset_words() {
             subject.sentences.extend(STATEMENTS.iter().map(|wording| fact.fill(wording, &offset)));

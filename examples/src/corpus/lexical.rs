@@ -64,7 +64,7 @@ const NEGATIONS: &[&str] = &["{o}一点儿也不{w}。", "我觉得{o}不{w}。"
 const SENTIMENT: Wordings = Wordings {
     category: Category::Sentiment,
     statements: &[
-        "{q}这句话的情感是{a}的。",
+        "“{q}”这句话是{a}的。",
         "有人说：“{q}”这是{a}的评价。",
         "问：“{q}”是哪种评价？答：{a}。",
         "问：这句话表达什么情感？“{q}”答：{a}。",
@@ -97,7 +97,7 @@ fn withholding_forms(
     quota: Quota,
     rng: &mut impl Rng,
 ) -> Subject {
-    let mut subject = Subject::new(wordings.category, quota);
+    let mut subject = Subject::new(quota);
     facts.shuffle(rng);
     for (index, &(word, answer)) in facts.iter().enumerate() {
         subject.sentences.extend(wordings.statements(word, answer));
@@ -125,7 +125,7 @@ pub(super) fn sentiment(quota: Quota, rng: &mut impl Rng) -> Subject {
         .collect();
     combinations.shuffle(rng);
 
-    let mut subject = Subject::new(Category::Sentiment, quota);
+    let mut subject = Subject::new(quota);
     for (index, &(object, (word, good))) in combinations.iter().enumerate() {
         let mut sentences = opinions(OPINIONS, object, word, good);
         if good {
@@ -159,5 +159,14 @@ impl Wordings {
         self.questions
             .iter()
             .map(move |form| Row::new(category, fill(form, &[("{q}", question)]), answer.into()))
+    }
+}
+
+/// The words that a category asks about.
+#[cfg(test)]
+pub(super) fn words(category: Category) -> Vec<&'static str> {
+    match category {
+        Category::Antonyms => ANTONYMS.iter().flat_map(|&(a, b)| [a, b]).collect(),
+        _ => CLASSIFIERS.iter().flat_map(|&(_, nouns)| nouns.iter().copied()).collect(),
     }
 }

@@ -20,6 +20,8 @@ mod dates;
 mod lexical;
 mod lexicon;
 mod numerals;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs::File,
@@ -111,7 +113,6 @@ struct Quota {
 
 /// Everything that can be said and asked about one subject.
 struct Subject {
-    category: Category,
     quota: Quota,
     sentences: Vec<String>,
     questions: Vec<Row>,
@@ -119,8 +120,8 @@ struct Subject {
 }
 
 impl Subject {
-    fn new(category: Category, quota: Quota) -> Self {
-        Self { category, quota, sentences: Vec::new(), questions: Vec::new(), held_out: Vec::new() }
+    fn new(quota: Quota) -> Self {
+        Self { quota, sentences: Vec::new(), questions: Vec::new(), held_out: Vec::new() }
     }
 }
 
