@@ -71,7 +71,8 @@ pub fn run(root: &Path, cuda: bool) -> Result<()> {
 }
 
 /// The libtorch that the user's own variables name, in words, its version verified; `None` if they
-/// name none. `root` is canonical. `.cargo/config.toml` sets `LIBTORCH` to our own folder, which does not count.
+/// name none. `.cargo/config.toml` sets `LIBTORCH` to our own folder, which does not count; `root` is
+/// canonical.
 pub fn own_libtorch(root: &Path, variables: &Variables, cuda: bool) -> Result<Option<String>> {
     if variables.use_pytorch.is_some() {
         // The interpreter that torch-sys asks.

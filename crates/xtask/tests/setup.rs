@@ -275,20 +275,30 @@ fn a_python_without_pip_says_what_to_install() {
     }
 }
 
-#[test]
-fn without_python_the_program_says_what_to_do_and_exits_with_1() {
-    let world = World::new();
+/// Runs the program itself, in a world of its own variables: its exit code and what it says.
+fn program(world: &World, path: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
         .arg("--root")
         .arg(world.path("repo"))
         .arg("setup")
-        .env("PATH", world.path("shelf"))
         .env_remove("LIBTORCH")
         .env_remove("LIBTORCH_USE_PYTORCH")
+        .env_remove("VIRTUAL_ENV")
+        .env("PATH", path)
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let error = String::from_utf8(output.stderr).unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn without_python_the_program_says_what_to_do_and_exits_with_1() {
+    let world = World::new();
+    let (code, error) = program(&world, "/nowhere", &[]);
+    assert_eq!(code, Some(1));
     for part in [
         "python3 is not on the PATH",
         "apt install python3-pip",
@@ -296,6 +306,32 @@ fn without_python_the_program_says_what_to_do_and_exits_with_1() {
     ] {
         assert!(error.contains(part), "{part} in {error}");
     }
+}
+
+#[test]
+fn the_torch_of_ones_own_python_is_used_when_its_version_is_right() {
+    let world = World::new();
+    let path = format!("{}:/usr/bin:/bin", world.path("").display());
+    let variables = [("LIBTORCH_USE_PYTORCH", "1")];
+
+    fs::write(world.path("torch-version"), "2.11.0+cu130\n").unwrap();
+    let (code, said) = program(&world, &path, &variables);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("torch 2.11.0+cu130 of python3"), "{said}");
+    assert!(!world.path("repo/.libtorch").exists());
+
+    fs::write(world.path("torch-version"), "2.9.1\n").unwrap();
+    let (code, error) = program(&world, &path, &variables);
+    assert_eq!(code, Some(1));
+    assert!(
+        error.contains("2.9.1") && error.contains("needs 2.11.0"),
+        "{error}"
+    );
+
+    fs::remove_file(world.path("torch-version")).unwrap();
+    let (code, error) = program(&world, &path, &variables);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("cannot import torch"), "{error}");
 }
 
 fn own(root: &Path, libtorch: impl Into<OsString>, cuda: bool) -> Result<Option<String>, String> {
