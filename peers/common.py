@@ -1,6 +1,7 @@
 """What every script here shares: offline, deterministic, models from local files only."""
 
 import os
+import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 logging.disable_progress_bar()
+warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT's own calls of names that transformers renames
 torch.use_deterministic_algorithms(True)
 torch.set_num_threads(1)
 

@@ -4,14 +4,24 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const SOURCES: [&str; 6] =
-    ["autograd.cpp", "engine.cpp", "hooks.cpp", "memory.cpp", "optim.cpp", "random.cpp"];
+const SOURCES: [&str; 6] = [
+    "autograd.cpp",
+    "engine.cpp",
+    "hooks.cpp",
+    "memory.cpp",
+    "optim.cpp",
+    "random.cpp",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=shim");
     // Printed by torch-sys (`links = "tch"`): the folder with libtorch.so.
-    let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names its libtorch"));
-    let include = lib.parent().expect("a lib folder has a parent").join("include");
+    let lib =
+        PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names its libtorch"));
+    let include = lib
+        .parent()
+        .expect("a lib folder has a parent")
+        .join("include");
 
     cc::Build::new()
         .cpp(true)
@@ -24,7 +34,12 @@ fn main() {
         .flag("-isystem")
         .flag(include.to_str().expect("the path of libtorch is UTF-8"))
         .flag("-isystem")
-        .flag(include.join("torch/csrc/api/include").to_str().expect("UTF-8"))
+        .flag(
+            include
+                .join("torch/csrc/api/include")
+                .to_str()
+                .expect("UTF-8"),
+        )
         .files(SOURCES.iter().map(|file| Path::new("shim").join(file)))
         .compile("ferrotune_shim");
 

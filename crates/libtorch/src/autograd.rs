@@ -76,7 +76,10 @@ pub fn apply<F: Function>(mut function: F, inputs: &[&Tensor]) -> Result<Vec<Ten
             results.as_mut_ptr(),
         );
         ffi::check(F::NAME, inputs, message)?;
-        Ok(results.into_iter().filter_map(|handle| ffi::owned(handle)).collect())
+        Ok(results
+            .into_iter()
+            .filter_map(|handle| ffi::owned(handle))
+            .collect())
     }
 }
 
@@ -137,7 +140,11 @@ fn into_handle(tensor: Tensor) -> *mut C_tensor {
 ///
 /// # Errors
 /// libtorch's, or that of a [`Function`] in the graph.
-pub fn backward(roots: &[&Tensor], gradients: &[Option<&Tensor>], retain_graph: bool) -> Result<()> {
+pub fn backward(
+    roots: &[&Tensor],
+    gradients: &[Option<&Tensor>],
+    retain_graph: bool,
+) -> Result<()> {
     let root_handles = ffi::handles(roots);
     let gradient_handles = optional_handles(gradients, roots.len())?;
     // SAFETY: both arrays hold `roots.len()` handles that outlive the call.
@@ -182,13 +189,19 @@ pub fn grad(
             results.as_mut_ptr(),
         );
         ffi::check("grad", roots, message)?;
-        Ok(results.into_iter().map(|handle| ffi::owned(handle)).collect())
+        Ok(results
+            .into_iter()
+            .map(|handle| ffi::owned(handle))
+            .collect())
     }
 }
 
 fn optional_handles(tensors: &[Option<&Tensor>], count: usize) -> Result<Vec<*mut C_tensor>> {
     if tensors.len() != count {
-        return Err(Error::function(format!("{} gradients for {count} roots", tensors.len())));
+        return Err(Error::function(format!(
+            "{} gradients for {count} roots",
+            tensors.len()
+        )));
     }
     Ok(tensors
         .iter()

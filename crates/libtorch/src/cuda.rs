@@ -31,14 +31,24 @@ pub fn enable() -> Result<bool> {
 /// # Errors
 /// As [`enable`].
 pub fn best_device() -> Result<Device> {
-    Ok(if enable()? { Device::Cuda(0) } else { Device::Cpu })
+    Ok(if enable()? {
+        Device::Cuda(0)
+    } else {
+        Device::Cpu
+    })
 }
 
 fn load() -> std::result::Result<(), String> {
-    let folder = std::env::var_os("FERROTUNE_CUDA_LIB")
-        .map_or_else(|| PathBuf::from(env!("FERROTUNE_LIBTORCH_LIB")), PathBuf::from);
+    let folder = std::env::var_os("FERROTUNE_CUDA_LIB").map_or_else(
+        || PathBuf::from(env!("FERROTUNE_LIBTORCH_LIB")),
+        PathBuf::from,
+    );
     let library = folder.join("libtorch_cuda.so");
-    if library.exists() { open(&library) } else { Ok(()) }
+    if library.exists() {
+        open(&library)
+    } else {
+        Ok(())
+    }
 }
 
 fn open(library: &Path) -> std::result::Result<(), String> {

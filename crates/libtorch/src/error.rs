@@ -72,15 +72,29 @@ fn shapes(tensors: &[&Tensor]) -> String {
             false => "undefined".to_owned(),
         })
         .collect();
-    if list.is_empty() { String::new() } else { format!(" on {}", list.join(", ")) }
+    if list.is_empty() {
+        String::new()
+    } else {
+        format!(" on {}", list.join(", "))
+    }
 }
 
 /// A libtorch message is some thirty lines, of which the first few words matter.
 fn first_sentence(message: &str) -> String {
-    let text = message.split("Exception raised from").next().unwrap_or(message);
+    let text = message
+        .split("Exception raised from")
+        .next()
+        .unwrap_or(message);
     let text = text.split("\nframe #").next().unwrap_or(text).trim();
-    let text = text.strip_prefix("Internal torch error:").unwrap_or(text).trim();
-    text.lines().next().unwrap_or("no message").trim().to_owned()
+    let text = text
+        .strip_prefix("Internal torch error:")
+        .unwrap_or(text)
+        .trim();
+    text.lines()
+        .next()
+        .unwrap_or("no message")
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]

@@ -129,7 +129,9 @@ pub(crate) unsafe fn check(
         return Ok(());
     }
     // SAFETY: non-null, so by this function's contract a live, NUL-terminated string of the shim's.
-    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    let text = unsafe { CStr::from_ptr(message) }
+        .to_string_lossy()
+        .into_owned();
     // SAFETY: the shim allocated it and this is its only release.
     unsafe { ft_string_free(message) };
     Err(Error::operation(operation, tensors, &text))
@@ -137,7 +139,10 @@ pub(crate) unsafe fn check(
 
 /// The handles of `tensors`, for the length of one call.
 pub(crate) fn handles(tensors: &[&Tensor]) -> Vec<*mut C_tensor> {
-    tensors.iter().map(|tensor| tensor.as_ptr().cast_mut()).collect()
+    tensors
+        .iter()
+        .map(|tensor| tensor.as_ptr().cast_mut())
+        .collect()
 }
 
 /// A tensor handle that the shim handed over; null is an undefined tensor.
@@ -151,10 +156,7 @@ pub(crate) unsafe fn owned(handle: *mut C_tensor) -> Option<Tensor> {
 
 /// Runs a callback that C++ entered and renders its outcome as the shim's null-or-message.
 /// A panic must not unwind into C++, so it becomes a message too.
-pub(crate) fn guarded(
-    name: &str,
-    run: impl FnOnce() -> Result<(), Error>,
-) -> *mut c_char {
+pub(crate) fn guarded(name: &str, run: impl FnOnce() -> Result<(), Error>) -> *mut c_char {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     let message = match outcome {
         Ok(Ok(())) => return std::ptr::null_mut(),

@@ -32,8 +32,12 @@ pub fn on_grad_accumulated(
     // SAFETY: the shim owns `state` from here on, also when it fails, and frees it with
     // `drop_box` of the type it was boxed as.
     unsafe {
-        let message =
-            ffi::ft_hook_set(tensor.as_mut_ptr(), state, run, ffi::drop_box::<Mutex<Closure>>);
+        let message = ffi::ft_hook_set(
+            tensor.as_mut_ptr(),
+            state,
+            run,
+            ffi::drop_box::<Mutex<Closure>>,
+        );
         ffi::check("on_grad_accumulated", &[leaf], message)?;
     }
     Ok(HookHandle(tensor))
@@ -55,9 +59,14 @@ unsafe extern "C" fn run(state: *mut c_void, tensor: *mut C_tensor) -> *mut c_ch
         // SAFETY: the state is the boxed mutex that was registered, alive as long as the hook; the
         // mutex serialises threads. The tensor handle is the shim's for the length of this call.
         let (closure, tensor) = unsafe {
-            (&*state.cast::<Mutex<Closure>>(), Tensor::clone_from_ptr(tensor))
+            (
+                &*state.cast::<Mutex<Closure>>(),
+                Tensor::clone_from_ptr(tensor),
+            )
         };
-        let mut closure = closure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut closure = closure
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         closure(&tensor)
     })
 }

@@ -43,8 +43,22 @@ pub fn stats(device: Device) -> Result<MemoryStats> {
         let message = ffi::ft_memory_stats(crate::device_index(device), values.as_mut_ptr());
         ffi::check("memory stats", &[], message)?;
     }
-    let [allocated, allocated_peak, reserved, reserved_peak, out_of_memory, retries] = values;
-    Ok(MemoryStats { allocated, allocated_peak, reserved, reserved_peak, out_of_memory, retries })
+    let [
+        allocated,
+        allocated_peak,
+        reserved,
+        reserved_peak,
+        out_of_memory,
+        retries,
+    ] = values;
+    Ok(MemoryStats {
+        allocated,
+        allocated_peak,
+        reserved,
+        reserved_peak,
+        out_of_memory,
+        retries,
+    })
 }
 
 /// Starts the peaks anew from the present figures.

@@ -45,15 +45,18 @@ pub fn fused_adamw(slots: &[AdamWSlot], options: AdamWStep) -> Result<()> {
         for other in [&slot.gradient, &slot.exp_avg, &slot.exp_avg_sq] {
             if other.size() != shape || other.kind() != slot.parameter.kind() {
                 let tensors = [&slot.parameter, other];
-                return Err(Error::operation("fused_adamw", &tensors, "shape or dtype differs"));
+                return Err(Error::operation(
+                    "fused_adamw",
+                    &tensors,
+                    "shape or dtype differs",
+                ));
             }
         }
         let mut step = slot.step.shallow_clone();
         let _ = step.f_add_scalar_(1)?;
     }
-    let handles = |part: fn(&AdamWSlot) -> &Tensor| {
-        ffi::handles(&slots.iter().map(part).collect::<Vec<_>>())
-    };
+    let handles =
+        |part: fn(&AdamWSlot) -> &Tensor| ffi::handles(&slots.iter().map(part).collect::<Vec<_>>());
     let parameters = handles(|slot| &slot.parameter);
     let gradients = handles(|slot| &slot.gradient);
     let averages = handles(|slot| &slot.exp_avg);

@@ -39,7 +39,10 @@ impl Generator {
             let message = ffi::ft_generator_new(crate::device_index(device), seed, &mut handle);
             ffi::check("generator", &[], message)?;
         }
-        Ok(Self { handle: Arc::new(Handle(handle)), device })
+        Ok(Self {
+            handle: Arc::new(Handle(handle)),
+            device,
+        })
     }
 
     /// libtorch's default generator of a device, which tch's own random functions draw from.
@@ -53,7 +56,10 @@ impl Generator {
             let message = ffi::ft_generator_default(crate::device_index(device), &mut handle);
             ffi::check("generator", &[], message)?;
         }
-        Ok(Self { handle: Arc::new(Handle(handle)), device })
+        Ok(Self {
+            handle: Arc::new(Handle(handle)),
+            device,
+        })
     }
 
     /// The device it draws on.

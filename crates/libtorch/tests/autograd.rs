@@ -26,7 +26,11 @@ impl Function for Product {
     const NAME: &'static str = "Product";
     fn forward(&mut self, x: &[&Tensor], save: &mut Vec<Tensor>) -> Result<Vec<Tensor>> {
         let square = x[1].f_square()?;
-        save.extend([x[0].shallow_clone(), x[1].shallow_clone(), square.shallow_clone()]);
+        save.extend([
+            x[0].shallow_clone(),
+            x[1].shallow_clone(),
+            square.shallow_clone(),
+        ]);
         Ok(vec![x[0].f_mul(&square)?, square])
     }
     fn backward(&self, given: &Backward) -> Result<Vec<Option<Tensor>>> {
@@ -35,12 +39,21 @@ impl Function for Product {
         let first = given.gradients[0].as_ref().unwrap_or(&zero);
         let second = given.gradients[1].as_ref().unwrap_or(&zero);
         let db = (first * &a + second) * &b * 2.0;
-        Ok(vec![given.needed[0].then(|| first * &square), given.needed[1].then_some(db)])
+        Ok(vec![
+            given.needed[0].then(|| first * &square),
+            given.needed[1].then_some(db),
+        ])
     }
 }
 
 fn product(a: &Tensor, b: &Tensor, dropped: &Arc<AtomicUsize>) -> Vec<Tensor> {
-    apply(Product { dropped: dropped.clone() }, &[a, b]).unwrap()
+    apply(
+        Product {
+            dropped: dropped.clone(),
+        },
+        &[a, b],
+    )
+    .unwrap()
 }
 
 #[test]
@@ -59,11 +72,18 @@ fn gradients_match_finite_differences() {
                 let mut values = Vec::<f64>::try_from(tensor.detach()).unwrap();
                 values[i] += delta;
                 let moved = Tensor::from_slice(&values);
-                let value = if which == 0 { f(&moved, &b) } else { f(&a, &moved) };
+                let value = if which == 0 {
+                    f(&moved, &b)
+                } else {
+                    f(&a, &moved)
+                };
                 value.double_value(&[])
             };
             let numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
-            assert!((numeric - analytic).abs() < 1e-7, "{which} {i}: {numeric} {analytic}");
+            assert!(
+                (numeric - analytic).abs() < 1e-7,
+                "{which} {i}: {numeric} {analytic}"
+            );
         }
     }
 }
@@ -72,9 +92,15 @@ fn gradients_match_finite_differences() {
 fn second_derivatives_work() {
     let (a, b) = (leaf(&[3.0]), leaf(&[2.0]));
     let out = product(&a, &b, &Arc::default());
-    let first = grad(&[&out[0]], &[None], &[&b], true, true).unwrap().remove(0).unwrap();
+    let first = grad(&[&out[0]], &[None], &[&b], true, true)
+        .unwrap()
+        .remove(0)
+        .unwrap();
     assert_eq!(first.double_value(&[0]), 12.0);
-    let second = grad(&[&first], &[None], &[&b], false, false).unwrap().remove(0).unwrap();
+    let second = grad(&[&first], &[None], &[&b], false, false)
+        .unwrap()
+        .remove(0)
+        .unwrap();
     assert_eq!(second.double_value(&[0]), 6.0);
 }
 
@@ -93,11 +119,24 @@ fn saved_tensors_are_released_and_a_second_backward_is_refused() {
     let (a, b) = (leaf(&[1.0]), leaf(&[3.0]));
     let out = product(&a, &b, &dropped);
     backward(&[&out[0]], &[None], true).unwrap();
-    assert_eq!(dropped.load(Ordering::SeqCst), 0, "a retained graph keeps its state");
+    assert_eq!(
+        dropped.load(Ordering::SeqCst),
+        0,
+        "a retained graph keeps its state"
+    );
     backward(&[&out[0]], &[None], false).unwrap();
-    assert_eq!(dropped.load(Ordering::SeqCst), 1, "the state goes with the backward");
-    let error = backward(&[&out[0]], &[None], false).unwrap_err().to_string();
-    assert!(error.contains("backward through the graph a second time"), "{error}");
+    assert_eq!(
+        dropped.load(Ordering::SeqCst),
+        1,
+        "the state goes with the backward"
+    );
+    let error = backward(&[&out[0]], &[None], false)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("backward through the graph a second time"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -115,8 +154,13 @@ fn a_saved_tensor_changed_in_place_is_refused() {
     let doubled = &b * 2.0;
     let out = product(&a, &doubled, &Arc::default());
     let _ = doubled.shallow_clone().g_add_scalar_(1.0);
-    let error = backward(&[&out[0]], &[None], false).unwrap_err().to_string();
-    assert!(error.contains("modified by an inplace operation"), "{error}");
+    let error = backward(&[&out[0]], &[None], false)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("modified by an inplace operation"),
+        "{error}"
+    );
 }
 
 /// Fails in backward in the way it is told.
@@ -151,12 +195,19 @@ fn errors_and_panics_become_the_calls_error() {
     let text = |how| run(how).unwrap_err().to_string();
     assert_eq!(text("forward"), "no forward today");
     let error = text("error");
-    assert!(error.starts_with("backward on [] Double: Failing: the shard of rank 3 is gone"), "{error}");
+    assert!(
+        error.starts_with("backward on [] Double: Failing: the shard of rank 3 is gone"),
+        "{error}"
+    );
     let panic = text("panic");
     assert!(panic.contains("Failing panicked: index 7 of 3"), "{panic}");
     assert!(text("count").contains("2 gradients for 1 inputs"));
     assert!(text("shape").contains("Failing"), "{}", text("shape"));
-    assert!([&error, &panic].iter().all(|text| text.lines().count() == 1));
+    assert!(
+        [&error, &panic]
+            .iter()
+            .all(|text| text.lines().count() == 1)
+    );
     // The engine still works, and an output that is the input has a history of its own.
     run("fine").unwrap();
     assert_eq!(Vec::<f64>::try_from(x.grad()).unwrap(), [1.0, 1.0]);

@@ -14,7 +14,9 @@ fn a_hook_sees_the_accumulated_gradient_until_it_is_dropped() {
     let seen: Arc<Mutex<Vec<Vec<f32>>>> = Arc::default();
     let log = seen.clone();
     let handle = hooks::on_grad_accumulated(&x, move |leaf| {
-        log.lock().unwrap().push(Vec::<f32>::try_from(leaf.grad()).unwrap());
+        log.lock()
+            .unwrap()
+            .push(Vec::<f32>::try_from(leaf.grad()).unwrap());
         set_grad(leaf, None)
     })
     .unwrap();
@@ -32,9 +34,13 @@ fn a_hook_sees_the_accumulated_gradient_until_it_is_dropped() {
 fn a_hook_may_fail_and_needs_a_leaf() {
     let x = Tensor::from_slice(&[1.0_f32]).set_requires_grad(true);
     let _handle = hooks::on_grad_accumulated(&x, |_| Err(Error::function("full"))).unwrap();
-    let error = backward(&[&(&x * 2.0)], &[None], false).unwrap_err().to_string();
+    let error = backward(&[&(&x * 2.0)], &[None], false)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("gradient hook: full"), "{error}");
-    let error = hooks::on_grad_accumulated(&(&x * 2.0), |_| Ok(())).unwrap_err().to_string();
+    let error = hooks::on_grad_accumulated(&(&x * 2.0), |_| Ok(()))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("needs a leaf"), "{error}");
 }
 
@@ -55,7 +61,11 @@ fn a_generator_repeats_from_its_seed_and_from_its_state() {
     assert_eq!(draw(), second);
     generator.seed(11).unwrap();
     assert_eq!(draw(), first);
-    assert!(generator.set_state(&Tensor::zeros([3], (Kind::Uint8, Device::Cpu))).is_err());
+    assert!(
+        generator
+            .set_state(&Tensor::zeros([3], (Kind::Uint8, Device::Cpu)))
+            .is_err()
+    );
 }
 
 #[test]
@@ -85,7 +95,12 @@ fn reference(p: f64, g: f64, state: &mut (f64, f64), t: i32, o: AdamWStep) -> f6
 
 #[test]
 fn fused_adamw_is_adamw() {
-    let options = AdamWStep { lr: 0.02, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1 };
+    let options = AdamWStep {
+        lr: 0.02,
+        betas: (0.9, 0.95),
+        eps: 1e-8,
+        weight_decay: 0.1,
+    };
     let values = [0.5, -1.5, 2.0];
     let like = |value: f64| Tensor::full([3], value, (Kind::Double, Device::Cpu));
     let (parameter, average, square) = (Tensor::from_slice(&values), like(0.0), like(0.0));
@@ -106,7 +121,11 @@ fn fused_adamw_is_adamw() {
             expected[i] = reference(expected[i], gradients[i], &mut states[i], t, options);
         }
     }
-    for (ours, theirs) in Vec::<f64>::try_from(parameter).unwrap().iter().zip(expected) {
+    for (ours, theirs) in Vec::<f64>::try_from(parameter)
+        .unwrap()
+        .iter()
+        .zip(expected)
+    {
         assert!((ours - theirs).abs() < 1e-9, "{ours} {theirs}");
     }
     assert_eq!(step.double_value(&[]), 5.0);
@@ -122,9 +141,17 @@ fn fused_adamw_refuses_mixed_dtypes() {
         exp_avg_sq: tensor(Kind::Float),
         step: Tensor::from(0.0_f32),
     };
-    let options = AdamWStep { lr: 0.1, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 };
+    let options = AdamWStep {
+        lr: 0.1,
+        betas: (0.9, 0.999),
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
     let error = fused_adamw(&[slot], options).unwrap_err().to_string();
-    assert_eq!(error, "fused_adamw on [2] BFloat16, [2] Float: shape or dtype differs");
+    assert_eq!(
+        error,
+        "fused_adamw on [2] BFloat16, [2] Float: shape or dtype differs"
+    );
 }
 
 #[test]
@@ -134,7 +161,12 @@ fn the_cpu_says_that_it_has_no_caching_allocator() {
         memory::empty_cache(Device::Cpu).unwrap_err(),
         memory::reset_peak(Device::Cpu).unwrap_err(),
     ] {
-        assert!(error.to_string().contains("the CPU has no caching allocator"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("the CPU has no caching allocator"),
+            "{error}"
+        );
     }
 }
 

@@ -21,15 +21,25 @@ pub struct Lora {
 
 impl Adapter for Lora {
     fn forward(&self, x: &Tensor, base: Tensor, _: &dyn LinearOp, ctx: &Ctx) -> Result<Tensor> {
-        let (a, b) = (self.a.tensor().f_to_kind(x.kind())?, self.b.tensor().f_to_kind(x.kind())?);
-        let low = ctx.dropout(x, self.dropout)?.f_linear::<Tensor>(&a, None).on("lora_A", &[x, &a])?;
+        let (a, b) = (
+            self.a.tensor().f_to_kind(x.kind())?,
+            self.b.tensor().f_to_kind(x.kind())?,
+        );
+        let low = ctx
+            .dropout(x, self.dropout)?
+            .f_linear::<Tensor>(&a, None)
+            .on("lora_A", &[x, &a])?;
         // Scaling the narrow side costs r values a token instead of out.
         let low = low.f_mul_scalar(self.scale)?;
         Ok(base.f_add(&low.f_linear::<Tensor>(&b, None).on("lora_B", &[&low, &b])?)?)
     }
 
     fn weight_delta(&self) -> Result<Tensor> {
-        let product = self.b.tensor().detach().f_matmul(&self.a.tensor().detach())?;
+        let product = self
+            .b
+            .tensor()
+            .detach()
+            .f_matmul(&self.a.tensor().detach())?;
         Ok(product.f_mul_scalar(self.scale)?)
     }
 

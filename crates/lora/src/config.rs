@@ -122,8 +122,10 @@ impl LoraConfig {
     /// The system's.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let path = dir.join("adapter_config.json");
-        let value = serde_json::to_value(self)
-            .map_err(|source| ferrotune_nn::Error::Json { path: path.clone(), source })?;
+        let value = serde_json::to_value(self).map_err(|source| ferrotune_nn::Error::Json {
+            path: path.clone(),
+            source,
+        })?;
         let mut keys: BTreeMap<String, Value> = match value {
             Value::Object(map) => map.into_iter().collect(),
             _ => BTreeMap::new(),
@@ -132,7 +134,8 @@ impl LoraConfig {
         if self.lora_alpha.fract() == 0.0 {
             keys.insert("lora_alpha".to_owned(), Value::from(self.lora_alpha as i64));
         }
-        keys.entry("task_type".to_owned()).or_insert_with(|| "CAUSAL_LM".into());
+        keys.entry("task_type".to_owned())
+            .or_insert_with(|| "CAUSAL_LM".into());
         Ok(files::write_json(&path, &keys)?)
     }
 
@@ -152,7 +155,11 @@ impl LoraConfig {
             return fail(format!("lora_dropout {} is not in 0..1", self.lora_dropout));
         }
         for (key, off) in OFF {
-            if let Some(value) = self.extra.get(key).filter(|value| !off.contains(&value.to_string().as_str())) {
+            if let Some(value) = self
+                .extra
+                .get(key)
+                .filter(|value| !off.contains(&value.to_string().as_str()))
+            {
                 return fail(format!("`{key}: {value}` is not supported"));
             }
         }
@@ -179,14 +186,25 @@ impl LoraConfig {
         let r = first_hit(&self.rank_pattern, path)?.map_or(self.r, |value| value as i64);
         let alpha = first_hit(&self.alpha_pattern, path)?.unwrap_or(self.lora_alpha);
         if r < 1 {
-            return Err(Error::Config(format!("rank_pattern gives r = {r} at `{path}`")));
+            return Err(Error::Config(format!(
+                "rank_pattern gives r = {r} at `{path}`"
+            )));
         }
-        Ok((r, alpha / if self.use_rslora { (r as f64).sqrt() } else { r as f64 }))
+        Ok((
+            r,
+            alpha
+                / if self.use_rslora {
+                    (r as f64).sqrt()
+                } else {
+                    r as f64
+                },
+        ))
     }
 }
 
 fn is_or_ends_with(path: &str, name: &str) -> bool {
-    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    path.strip_suffix(name)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// PEFT: `re.match(r"(.*\.)?({key})$", path)`, first hit wins.
@@ -203,5 +221,8 @@ fn first_hit(patterns: &Map<String, Value>, path: &str) -> Result<Option<f64>> {
 }
 
 fn regex(pattern: &str) -> Result<Regex> {
-    Regex::new(pattern).map_err(|source| Error::Pattern { pattern: pattern.to_owned(), source })
+    Regex::new(pattern).map_err(|source| Error::Pattern {
+        pattern: pattern.to_owned(),
+        source,
+    })
 }

@@ -49,7 +49,10 @@ pub(crate) fn attach_with(
         }
     }
     if targets.is_empty() {
-        let known: BTreeSet<&str> = paths.iter().filter_map(|path| path.rsplit('.').next()).collect();
+        let known: BTreeSet<&str> = paths
+            .iter()
+            .filter_map(|path| path.rsplit('.').next())
+            .collect();
         return Err(Error::NoTarget {
             targets: serde_json::to_string(&config.target_modules).unwrap_or_default(),
             known: known.into_iter().collect::<Vec<_>>().join(", "),
@@ -61,7 +64,12 @@ pub(crate) fn attach_with(
         }
         let (r, scale) = config.rank_and_scale(path)?;
         let (a, b) = matrices(path, linear, r)?;
-        let lora = Lora { a: Param::new(a), b: Param::new(b), scale, dropout: config.lora_dropout };
+        let lora = Lora {
+            a: Param::new(a),
+            b: Param::new(b),
+            scale,
+            dropout: config.lora_dropout,
+        };
         Ok(linear.attach(name, Box::new(lora))?)
     });
     // Half an adapter is worse than none.
@@ -81,7 +89,9 @@ pub fn train_only(model: &mut dyn Module, name: &str) -> Result<()> {
     if own.is_empty() {
         return Err(Error::Unknown(name.to_owned()));
     }
-    Ok(own.iter().try_for_each(|(_, param)| param.set_trainable(true))?)
+    Ok(own
+        .iter()
+        .try_for_each(|(_, param)| param.set_trainable(true))?)
 }
 
 /// Makes exactly the named adapters apply; none for the base model. Several add up.
@@ -133,7 +143,9 @@ pub fn detach(model: &mut dyn Module, name: &str) -> Result<()> {
         return Err(Error::Unknown(name.to_owned()));
     }
     each_linear(model, |_, linear| {
-        linear.adapters_mut().retain(|attached| attached.name != name);
+        linear
+            .adapters_mut()
+            .retain(|attached| attached.name != name);
         Ok(())
     })
 }
@@ -155,7 +167,12 @@ fn names_of(model: &dyn Module) -> BTreeSet<String> {
     struct Names(BTreeSet<String>);
     impl ferrotune_nn::Visitor for Names {
         fn linear(&mut self, _: &str, linear: &Linear) {
-            self.0.extend(linear.adapters().iter().map(|attached| attached.name.clone()));
+            self.0.extend(
+                linear
+                    .adapters()
+                    .iter()
+                    .map(|attached| attached.name.clone()),
+            );
         }
     }
     let mut names = Names(BTreeSet::new());

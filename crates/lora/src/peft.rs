@@ -13,7 +13,11 @@ pub const DEFAULT: &str = "default";
 
 /// The folder of adapter `name` below `dir`.
 pub fn folder(dir: &Path, name: &str) -> PathBuf {
-    if name == DEFAULT { dir.to_owned() } else { dir.join(name) }
+    if name == DEFAULT {
+        dir.to_owned()
+    } else {
+        dir.join(name)
+    }
 }
 
 /// Saves adapter `name` below `dir` as PEFT's `save_pretrained` does: the weights first, then the
@@ -28,8 +32,10 @@ pub fn save(model: &dyn Module, name: &str, config: &LoraConfig, dir: &Path) -> 
     }
     let dir = folder(dir, name);
     std::fs::create_dir_all(&dir).map_err(|source| ferrotune_nn::Error::io(&dir, source))?;
-    let tensors: Vec<(String, Tensor)> =
-        params.into_iter().map(|(key, param)| (key, param.tensor().detach())).collect();
+    let tensors: Vec<(String, Tensor)> = params
+        .into_iter()
+        .map(|(key, param)| (key, param.tensor().detach()))
+        .collect();
     weights::save_file(
         &dir.join(ADAPTER_FILE),
         tensors.iter().map(|(key, tensor)| (key.as_str(), tensor)),

@@ -18,7 +18,9 @@ fn config(targets: &[&str]) -> LoraConfig {
     LoraConfig {
         r: 3,
         lora_alpha: 7.0,
-        target_modules: ferrotune_lora::Targets::Names(targets.iter().map(|t| t.to_string()).collect()),
+        target_modules: ferrotune_lora::Targets::Names(
+            targets.iter().map(|t| t.to_string()).collect(),
+        ),
         ..LoraConfig::default()
     }
 }
@@ -37,7 +39,10 @@ fn shake(module: &dyn Module, seed: u64) {
 
 fn random(shape: &[i64], seed: u64) -> Tensor {
     let mut tensor = Tensor::zeros(shape, CPU);
-    Generator::new(Device::Cpu, seed).unwrap().normal(&mut tensor, 0.0, 1.0).unwrap();
+    Generator::new(Device::Cpu, seed)
+        .unwrap()
+        .normal(&mut tensor, 0.0, 1.0)
+        .unwrap();
     tensor
 }
 
@@ -45,7 +50,10 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) {
     assert_eq!(a.size(), b.size());
     let scale = b.std(false).double_value(&[]);
     let worst = (a - b).abs().max().double_value(&[]) / scale;
-    assert!(scale > 0.0 && worst < tolerance, "differ by {worst} of a deviation of {scale}");
+    assert!(
+        scale > 0.0 && worst < tolerance,
+        "differ by {worst} of a deviation of {scale}"
+    );
 }
 
 struct Single {
@@ -55,7 +63,9 @@ module!(Single { proj });
 
 fn adapted(bias: bool) -> Single {
     let factory = Factory::random(3, Kind::Float, Device::Cpu).unwrap();
-    let mut single = Single { proj: factory.linear("proj", 12, 10, bias, 0.5).unwrap() };
+    let mut single = Single {
+        proj: factory.linear("proj", 12, 10, bias, 0.5).unwrap(),
+    };
     attach(&mut single, "default", &config(&["proj"]), 4).unwrap();
     shake(&single, 5);
     if let Some(bias) = single.proj.bias() {
@@ -85,7 +95,12 @@ struct RowSplit(Arc<FakeGroup>, i64);
 
 impl Placement for RowSplit {
     fn enter(&self, x: &Tensor) -> Result<Tensor> {
-        Shard { split: Split::In, rank: self.1, world: 2 }.of(x, x.dim() as i64 - 1)
+        Shard {
+            split: Split::In,
+            rank: self.1,
+            world: 2,
+        }
+        .of(x, x.dim() as i64 - 1)
     }
     fn leave(&self, y: Tensor) -> Result<Tensor> {
         Ok(self.0.all_reduce(y))
@@ -101,16 +116,29 @@ fn an_adapter_on_a_row_split_linear_is_reduced_with_it() {
         ctx.adapters = ferrotune_nn::Adapters::Off;
         adapted(true).proj.forward(&x, &ctx).unwrap()
     };
-    assert!((&whole - &base).abs().max().double_value(&[]) > 0.5, "the adapter matters");
-    let group = Arc::new(FakeGroup { parts: Mutex::default(), barrier: Barrier::new(2) });
+    assert!(
+        (&whole - &base).abs().max().double_value(&[]) > 0.5,
+        "the adapter matters"
+    );
+    let group = Arc::new(FakeGroup {
+        parts: Mutex::default(),
+        barrier: Barrier::new(2),
+    });
     let results: Vec<Tensor> = std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..2)
             .map(|rank| {
                 let (group, x) = (group.clone(), x.shallow_clone());
                 scope.spawn(move || {
                     let mut single = adapted(true);
-                    let shard = Shard { split: Split::In, rank, world: 2 };
-                    single.proj.place(shard, Box::new(RowSplit(group, rank))).unwrap();
+                    let shard = Shard {
+                        split: Split::In,
+                        rank,
+                        world: 2,
+                    };
+                    single
+                        .proj
+                        .place(shard, Box::new(RowSplit(group, rank)))
+                        .unwrap();
                     assert_eq!(single.proj.op().shape(), (10, 6));
                     single.proj.forward(&x, &Ctx::eval()).unwrap()
                 })
@@ -141,7 +169,11 @@ fn an_adapter_on_a_column_split_linear_gives_its_columns() {
     let parts: Vec<Tensor> = (0..2)
         .map(|rank| {
             let mut single = adapted(true);
-            let shard = Shard { split: Split::Out, rank, world: 2 };
+            let shard = Shard {
+                split: Split::Out,
+                rank,
+                world: 2,
+            };
             single.proj.place(shard, Box::new(ColumnSplit)).unwrap();
             single.proj.forward(&x, &Ctx::eval()).unwrap()
         })
@@ -162,7 +194,10 @@ unsafe impl Sync for RowInt8 {}
 impl RowInt8 {
     fn new(weight: &Tensor) -> Self {
         let scales = weight.abs().amax([1], true) / 127.0;
-        Self { codes: (weight / &scales).round().to_kind(Kind::Int8), scales }
+        Self {
+            codes: (weight / &scales).round().to_kind(Kind::Int8),
+            scales,
+        }
     }
 }
 
@@ -205,14 +240,21 @@ fn an_adapter_over_a_low_bit_operator_trains_and_merges() {
     let y = single.proj.forward(&x, &Ctx::eval()).unwrap();
     backward(&[&y.square().sum(None)], &[None], false).unwrap();
     for (path, param) in trainable(&single) {
-        assert!(param.grad().unwrap().abs().max().double_value(&[]) > 0.0, "{path}");
+        assert!(
+            param.grad().unwrap().abs().max().double_value(&[]) > 0.0,
+            "{path}"
+        );
     }
     let delta = single.proj.adapters()[0].adapter.weight_delta().unwrap();
     let dense = x.detach().matmul(&(dequantized + delta).transpose(0, 1));
     close(&y.detach(), &dense, 1e-5);
     ferrotune_lora::merge(&mut single, "default").unwrap();
     // Merging requantizes: half a step of eight bits is all that may be lost.
-    close(&single.proj.forward(&x.detach(), &Ctx::eval()).unwrap(), &dense, 0.03);
+    close(
+        &single.proj.forward(&x.detach(), &Ctx::eval()).unwrap(),
+        &dense,
+        0.03,
+    );
 }
 
 struct Gated {
@@ -245,21 +287,30 @@ fn run(checkpointed: bool, tied: bool) -> (f64, Vec<(String, Tensor)>) {
         Arc::new(block)
     };
     let first = block("0");
-    let blocks = if tied { vec![first.clone(), first] } else { vec![first, block("1")] };
+    let blocks = if tied {
+        vec![first.clone(), first]
+    } else {
+        vec![first, block("1")]
+    };
     let mut ctx = Ctx::train(Generator::new(Device::Cpu, 77).unwrap());
     if checkpointed {
         ctx.runner = Arc::new(Checkpoint::<ferrotune_nn::Direct>::default());
     }
     let mut x = random(&[3, 4, 8], 10);
     for (i, block) in blocks.iter().enumerate() {
-        x = ctx.runner.run(&format!("layers.{i}"), block.clone(), &x, &ctx).unwrap();
+        x = ctx
+            .runner
+            .run(&format!("layers.{i}"), block.clone(), &x, &ctx)
+            .unwrap();
     }
     let loss = x.square().mean(None);
     backward(&[&loss], &[None], false).unwrap();
     // What follows must draw the same numbers too.
     let after = ctx.rng.unwrap().state().unwrap();
-    let mut gradients: Vec<(String, Tensor)> =
-        trainable(&blocks).into_iter().map(|(path, param)| (path, param.grad().unwrap())).collect();
+    let mut gradients: Vec<(String, Tensor)> = trainable(&blocks)
+        .into_iter()
+        .map(|(path, param)| (path, param.grad().unwrap()))
+        .collect();
     gradients.push(("rng".to_owned(), after));
     (loss.double_value(&[]), gradients)
 }
@@ -272,7 +323,10 @@ fn checkpointing_changes_no_gradient() {
         assert_eq!(plain, again);
         assert_eq!(expected.len(), if tied { 4 } else { 8 } + 1);
         for ((path, expected), (_, found)) in expected.iter().zip(&found) {
-            assert!(expected.abs().max().double_value(&[]) > 0.0, "{path} has a gradient");
+            assert!(
+                expected.abs().max().double_value(&[]) > 0.0,
+                "{path} has a gradient"
+            );
             assert_eq!(found, expected, "{path}");
         }
     }
@@ -297,7 +351,19 @@ fn dropout_differs_between_steps_and_is_off_at_evaluation() {
         sum + single.proj.forward(&x, &train).unwrap()
     }) / 4000.0;
     close(&mean, &eval, 0.15);
-    assert!(single.proj.forward(&x, &Ctx { train: true, ..Ctx::eval() }).is_err(), "no rng");
+    assert!(
+        single
+            .proj
+            .forward(
+                &x,
+                &Ctx {
+                    train: true,
+                    ..Ctx::eval()
+                }
+            )
+            .is_err(),
+        "no rng"
+    );
 }
 
 #[test]
@@ -307,17 +373,37 @@ fn rows_of_a_batch_may_take_different_adapters() {
     shake(&single, 41);
     let x = random(&[3, 2, 12], 42);
     let row = |i: i64, adapters| {
-        let ctx = Ctx { adapters, ..Ctx::eval() };
+        let ctx = Ctx {
+            adapters,
+            ..Ctx::eval()
+        };
         single.proj.forward(&x.narrow(0, i, 1), &ctx).unwrap()
     };
     use ferrotune_nn::Adapters::{Named, Off, PerRow};
     let expected = Tensor::cat(
-        &[row(0, Named(vec!["other".into()])), row(1, Off), row(2, Named(vec!["default".into()]))],
+        &[
+            row(0, Named(vec!["other".into()])),
+            row(1, Off),
+            row(2, Named(vec!["default".into()])),
+        ],
         0,
     );
     let names = vec![Some("other".to_owned()), None, Some("default".to_owned())];
-    let ctx = Ctx { adapters: PerRow(names), ..Ctx::eval() };
+    let ctx = Ctx {
+        adapters: PerRow(names),
+        ..Ctx::eval()
+    };
     close(&single.proj.forward(&x, &ctx).unwrap(), &expected, 1e-6);
-    let ctx = Ctx { adapters: PerRow(vec![None]), ..Ctx::eval() };
-    assert!(single.proj.forward(&x, &ctx).unwrap_err().to_string().contains("1 adapter names for 3 rows"));
+    let ctx = Ctx {
+        adapters: PerRow(vec![None]),
+        ..Ctx::eval()
+    };
+    assert!(
+        single
+            .proj
+            .forward(&x, &ctx)
+            .unwrap_err()
+            .to_string()
+            .contains("1 adapter names for 3 rows")
+    );
 }

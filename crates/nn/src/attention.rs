@@ -34,14 +34,17 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask<'_>) -> Result<T
     });
     if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 || k.size() != v.size() {
         let sizes = (q.size(), k.size(), v.size());
-        return Err(Error::Invalid(format!("attention over q {:?}, k {:?}, v {:?}", sizes.0, sizes.1, sizes.2)));
+        return Err(Error::Invalid(format!(
+            "attention over q {:?}, k {:?}, v {:?}",
+            sizes.0, sizes.1, sizes.2
+        )));
     }
     match mask {
         Mask::Full => fused(q, k, v, None, false),
         Mask::Tensor(mask) => fused(q, k, v, Some(mask), false),
-        Mask::Causal if queries > keys => {
-            Err(Error::Invalid(format!("{queries} queries but only {keys} keys under a causal mask")))
-        }
+        Mask::Causal if queries > keys => Err(Error::Invalid(format!(
+            "{queries} queries but only {keys} keys under a causal mask"
+        ))),
         Mask::Causal if queries == 1 => fused(q, k, v, None, false),
         Mask::Causal if queries == keys => fused(q, k, v, None, true),
         Mask::Causal => {
@@ -49,7 +52,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask<'_>) -> Result<T
             fused(q, k, v, Some(&all.f_tril(keys - queries)?), false)
         }
         Mask::Packed(bounds) => {
-            let covers = bounds.first() == Some(&0) && bounds.last() == Some(&keys) && queries == keys;
+            let covers =
+                bounds.first() == Some(&0) && bounds.last() == Some(&keys) && queries == keys;
             if !covers || bounds.windows(2).any(|pair| pair[0] >= pair[1]) {
                 return Err(Error::Invalid(format!(
                     "cu_seqlens {bounds:?} do not cut {queries} queries and {keys} keys into sequences"
@@ -67,7 +71,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask<'_>) -> Result<T
     }
 }
 
-fn fused(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool) -> Result<Tensor> {
+fn fused(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    causal: bool,
+) -> Result<Tensor> {
     let (heads, kv_heads) = (q.size()[1], k.size()[1]);
     // The fused CPU kernels take no grouped heads, so keys and values are repeated.
     let widen = |t: &Tensor| -> Result<Tensor> {
@@ -78,12 +88,16 @@ fn fused(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool
             return Err(Error::Invalid(format!("keys of shape {:?}", t.size())));
         };
         let group = heads / kv_heads;
-        let wide = t.f_unsqueeze(2)?.f_expand([batch, kv_heads, group, keys, dim], false)?;
+        let wide = t
+            .f_unsqueeze(2)?
+            .f_expand([batch, kv_heads, group, keys, dim], false)?;
         Ok(wide.f_reshape([batch, heads, keys, dim])?)
     };
     let (k, v) = (widen(k)?, widen(v)?);
-    Ok(Tensor::f_scaled_dot_product_attention(q, &k, &v, mask, 0.0, causal, None, false)
-        .on("attention", &[q, &k, &v])?)
+    Ok(
+        Tensor::f_scaled_dot_product_attention(q, &k, &v, mask, 0.0, causal, None, false)
+            .on("attention", &[q, &k, &v])?,
+    )
 }
 
 /// Keys and values of earlier tokens, a pair of buffers a layer.
@@ -103,12 +117,20 @@ struct LayerCache {
 impl KvCache {
     /// A cache with room for `capacity` tokens; it doubles when that is not enough.
     pub fn new(capacity: i64) -> Self {
-        Self { layers: Vec::new(), capacity: capacity.max(1) }
+        Self {
+            layers: Vec::new(),
+            capacity: capacity.max(1),
+        }
     }
 
     /// The number of tokens held.
     pub fn len(&self) -> i64 {
-        self.layers.iter().flatten().map(|layer| layer.len).min().unwrap_or(0)
+        self.layers
+            .iter()
+            .flatten()
+            .map(|layer| layer.len)
+            .min()
+            .unwrap_or(0)
     }
 
     /// Whether it holds none.
@@ -140,20 +162,41 @@ impl KvCache {
         let slot = &mut self.layers[layer];
         let cache = match slot.take() {
             Some(cache) if cache.k.size()[2] >= len + new => cache,
-            None => LayerCache { k: room(k)?, v: room(v)?, len },
+            None => LayerCache {
+                k: room(k)?,
+                v: room(v)?,
+                len,
+            },
             Some(old) => {
                 let grow = |like: &Tensor, old: &Tensor| -> Result<Tensor> {
                     let grown = room(like)?;
-                    grown.f_narrow(2, 0, len)?.f_copy_(&old.f_narrow(2, 0, len)?)?;
+                    grown
+                        .f_narrow(2, 0, len)?
+                        .f_copy_(&old.f_narrow(2, 0, len)?)?;
                     Ok(grown)
                 };
-                LayerCache { k: grow(k, &old.k)?, v: grow(v, &old.v)?, len }
+                LayerCache {
+                    k: grow(k, &old.k)?,
+                    v: grow(v, &old.v)?,
+                    len,
+                }
             }
         };
         let cache = slot.insert(cache);
-        cache.k.f_narrow(2, len, new)?.f_copy_(k).on("cache", &[&cache.k, k])?;
-        cache.v.f_narrow(2, len, new)?.f_copy_(v).on("cache", &[&cache.v, v])?;
+        cache
+            .k
+            .f_narrow(2, len, new)?
+            .f_copy_(k)
+            .on("cache", &[&cache.k, k])?;
+        cache
+            .v
+            .f_narrow(2, len, new)?
+            .f_copy_(v)
+            .on("cache", &[&cache.v, v])?;
         cache.len = len + new;
-        Ok((cache.k.f_narrow(2, 0, cache.len)?, cache.v.f_narrow(2, 0, cache.len)?))
+        Ok((
+            cache.k.f_narrow(2, 0, cache.len)?,
+            cache.v.f_narrow(2, 0, cache.len)?,
+        ))
     }
 }

@@ -77,9 +77,15 @@ struct Recompute<R> {
 impl<R: BlockRunner + 'static> Function for Recompute<R> {
     const NAME: &'static str = "Checkpoint";
 
-    fn forward(&mut self, inputs: &[&Tensor], save: &mut Vec<Tensor>) -> libtorch::Result<Vec<Tensor>> {
+    fn forward(
+        &mut self,
+        inputs: &[&Tensor],
+        save: &mut Vec<Tensor>,
+    ) -> libtorch::Result<Vec<Tensor>> {
         save.extend(inputs.iter().map(|input| input.shallow_clone()));
-        let out = self.runner.run(&self.path, self.block.clone(), inputs[0], &self.ctx);
+        let out = self
+            .runner
+            .run(&self.path, self.block.clone(), inputs[0], &self.ctx);
         Ok(vec![out.map_err(libtorch::Error::function)?])
     }
 
@@ -87,7 +93,9 @@ impl<R: BlockRunner + 'static> Function for Recompute<R> {
         let Some(gradient) = &given.gradients[0] else {
             return Ok(given.saved.iter().map(|_| None).collect());
         };
-        let x = given.saved[0].detach().f_set_requires_grad(given.needed[0])?;
+        let x = given.saved[0]
+            .detach()
+            .f_set_requires_grad(given.needed[0])?;
         let later = match (&self.ctx.rng, &self.rng) {
             (Some(rng), Some(then)) => {
                 let now = rng.state()?;
@@ -96,8 +104,10 @@ impl<R: BlockRunner + 'static> Function for Recompute<R> {
             }
             _ => None,
         };
-        let out =
-            with_grad(|| self.runner.run(&self.path, self.block.clone(), &x, &self.ctx));
+        let out = with_grad(|| {
+            self.runner
+                .run(&self.path, self.block.clone(), &x, &self.ctx)
+        });
         if let Some((rng, now)) = later {
             rng.set_state(&now)?;
         }
@@ -108,8 +118,15 @@ impl<R: BlockRunner + 'static> Function for Recompute<R> {
             .filter(|(_, needed)| **needed)
             .map(|(tensor, _)| tensor)
             .collect();
-        let mut found = autograd::grad(&[&out], &[Some(gradient)], &wanted, false, false)?.into_iter();
-        let next = |needed: &bool| if *needed { found.next().flatten() } else { None };
+        let mut found =
+            autograd::grad(&[&out], &[Some(gradient)], &wanted, false, false)?.into_iter();
+        let next = |needed: &bool| {
+            if *needed {
+                found.next().flatten()
+            } else {
+                None
+            }
+        };
         Ok(given.needed.iter().map(next).collect())
     }
 }

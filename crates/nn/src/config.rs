@@ -124,7 +124,8 @@ impl DecoderConfig {
 
     /// Width of a head.
     pub fn head_dim(&self) -> i64 {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+        self.head_dim
+            .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
     /// Key and value heads.
@@ -134,7 +135,9 @@ impl DecoderConfig {
 
     /// The dtype that the checkpoint names, `bfloat16` say, in either spelling.
     pub fn dtype(&self) -> Option<&str> {
-        ["dtype", "torch_dtype"].iter().find_map(|key| self.extra.get(*key)?.as_str())
+        ["dtype", "torch_dtype"]
+            .iter()
+            .find_map(|key| self.extra.get(*key)?.as_str())
     }
 
     /// The rotary embedding, from either spelling.
@@ -144,16 +147,24 @@ impl DecoderConfig {
     pub fn rope(&self) -> Result<Rope> {
         let table = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         let get = |key: &str| table.and_then(|table| table.get(key));
-        let theta = get("rope_theta").and_then(Value::as_f64).or(self.rope_theta).unwrap_or(10_000.0);
+        let theta = get("rope_theta")
+            .and_then(Value::as_f64)
+            .or(self.rope_theta)
+            .unwrap_or(10_000.0);
         let number = |key: &str| {
             get(key)
                 .and_then(Value::as_f64)
                 .ok_or_else(|| Error::Config(format!("rope scaling lacks the number `{key}`")))
         };
-        let kind = get("rope_type").or(get("type")).and_then(Value::as_str).unwrap_or("default");
+        let kind = get("rope_type")
+            .or(get("type"))
+            .and_then(Value::as_str)
+            .unwrap_or("default");
         let scaling = match kind {
             "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: number("factor")? },
+            "linear" => RopeScaling::Linear {
+                factor: number("factor")?,
+            },
             "llama3" => RopeScaling::Llama3 {
                 factor: number("factor")?,
                 low: number("low_freq_factor")?,
@@ -190,16 +201,26 @@ impl DecoderConfig {
         }
         if self.head_dim.is_none() && self.hidden_size % heads != 0 {
             let hidden = self.hidden_size;
-            return Err(Error::Config(format!("hidden_size {hidden} is no multiple of {heads} heads")));
+            return Err(Error::Config(format!(
+                "hidden_size {hidden} is no multiple of {heads} heads"
+            )));
         }
         if self.head_dim() % 2 != 0 {
-            return Err(Error::Config(format!("head_dim {} is odd", self.head_dim())));
+            return Err(Error::Config(format!(
+                "head_dim {} is odd",
+                self.head_dim()
+            )));
         }
         if self.hidden_act != "silu" {
-            return Err(Error::Config(format!("hidden_act `{}` is not supported", self.hidden_act)));
+            return Err(Error::Config(format!(
+                "hidden_act `{}` is not supported",
+                self.hidden_act
+            )));
         }
         if self.extra.get("use_sliding_window") == Some(&Value::Bool(true)) {
-            return Err(Error::Config("use_sliding_window is not supported".to_owned()));
+            return Err(Error::Config(
+                "use_sliding_window is not supported".to_owned(),
+            ));
         }
         Ok(())
     }

@@ -57,7 +57,11 @@ impl Ctx {
 
     /// Training, with dropout drawn from `rng`.
     pub fn train(rng: Generator) -> Self {
-        Self { train: true, rng: Some(rng), ..Self::eval() }
+        Self {
+            train: true,
+            rng: Some(rng),
+            ..Self::eval()
+        }
     }
 
     /// Dropout as Srivastava et al. (2014) with inverted scaling; the identity at evaluation.

@@ -38,7 +38,12 @@ pub struct Factory {
 impl Factory {
     /// Reads from a checkpoint, as `kind` on `device`.
     pub fn from_weights(weights: Arc<Weights>, kind: Kind, device: Device) -> Self {
-        Self { source: Arc::new(Source::Weights(weights)), path: String::new(), kind, device }
+        Self {
+            source: Arc::new(Source::Weights(weights)),
+            path: String::new(),
+            kind,
+            device,
+        }
     }
 
     /// Draws every parameter anew.
@@ -47,12 +52,20 @@ impl Factory {
     /// A device that is not there.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Result<Self> {
         let source = Arc::new(Source::Random(Generator::new(device, seed)?));
-        Ok(Self { source, path: String::new(), kind, device })
+        Ok(Self {
+            source,
+            path: String::new(),
+            kind,
+            device,
+        })
     }
 
     /// The factory one path further down.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
-        Self { path: join(&self.path, &name.to_string()), ..self.clone() }
+        Self {
+            path: join(&self.path, &name.to_string()),
+            ..self.clone()
+        }
     }
 
     /// The path so far.
@@ -89,10 +102,19 @@ impl Factory {
     ///
     /// # Errors
     /// As [`Factory::param`].
-    pub fn linear(&self, name: &str, inputs: i64, outputs: i64, bias: bool, std: f64) -> Result<Linear> {
+    pub fn linear(
+        &self,
+        name: &str,
+        inputs: i64,
+        outputs: i64,
+        bias: bool,
+        std: f64,
+    ) -> Result<Linear> {
         let factory = self.at(name);
         let weight = factory.param("weight", &[outputs, inputs], Init::Normal { std })?;
-        let bias = bias.then(|| factory.param("bias", &[outputs], Init::Zeros)).transpose()?;
+        let bias = bias
+            .then(|| factory.param("bias", &[outputs], Init::Zeros))
+            .transpose()?;
         Ok(Linear::new(Box::new(Dense::new(weight)), bias))
     }
 }

@@ -9,7 +9,10 @@ use std::path::Path;
 /// # Errors
 /// The system's, naming `path`.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new()
         .prefix(".writing-")
         .tempfile_in(folder)
@@ -19,7 +22,9 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<(
     std::fs::File::open(temporary.path())
         .and_then(|file| file.sync_all())
         .map_err(|source| Error::io(path, source))?;
-    temporary.persist(path).map_err(|error| Error::io(path, error.error))?;
+    temporary
+        .persist(path)
+        .map_err(|error| Error::io(path, error.error))?;
     Ok(())
 }
 
@@ -28,8 +33,10 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<(
 /// # Errors
 /// The system's, naming `path`.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let mut text = serde_json::to_vec_pretty(value).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })?;
     text.push(b'\n');
     replace(path, |temporary| {
         std::fs::write(temporary, &text).map_err(|source| Error::io(path, source))
@@ -42,5 +49,8 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
 /// A file that is not there or does not parse, with line and column.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-    serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.to_owned(), source })
+    serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })
 }

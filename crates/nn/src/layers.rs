@@ -21,7 +21,9 @@ impl Embedding {
     /// # Errors
     /// As [`Factory::param`].
     pub fn new(factory: &Factory, vocab: i64, hidden: i64, std: f64) -> Result<Self> {
-        Ok(Self { weight: factory.param("weight", &[vocab, hidden], Init::Normal { std })? })
+        Ok(Self {
+            weight: factory.param("weight", &[vocab, hidden], Init::Normal { std })?,
+        })
     }
 
     /// `ids i64 [..]` to `[.., hidden]`.
@@ -49,7 +51,10 @@ impl RmsNorm {
     /// # Errors
     /// As [`Factory::param`].
     pub fn new(factory: &Factory, size: i64, eps: f64) -> Result<Self> {
-        Ok(Self { weight: factory.param("weight", &[size], Init::Ones)?, eps })
+        Ok(Self {
+            weight: factory.param("weight", &[size], Init::Ones)?,
+            eps,
+        })
     }
 
     /// `x [.., size]` to the same.
@@ -62,7 +67,10 @@ impl RmsNorm {
         let variance = wide.f_square()?.f_mean_dim(-1, true, Kind::Float)?;
         let scaled = wide.f_mul(&variance.f_add_scalar(self.eps)?.f_rsqrt()?)?;
         let weight = self.weight.tensor().f_to_kind(kind)?;
-        Ok(scaled.f_to_kind(kind)?.f_mul(&weight).on("rms_norm", &[x, self.weight.tensor()])?)
+        Ok(scaled
+            .f_to_kind(kind)?
+            .f_mul(&weight)
+            .on("rms_norm", &[x, self.weight.tensor()])?)
     }
 }
 
@@ -75,7 +83,10 @@ pub struct RotaryTables {
 
 impl Clone for RotaryTables {
     fn clone(&self) -> Self {
-        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+        Self {
+            cos: self.cos.shallow_clone(),
+            sin: self.sin.shallow_clone(),
+        }
     }
 }
 
@@ -93,14 +104,21 @@ impl Rotary {
             (match rope.scaling {
                 RopeScaling::None => plain,
                 RopeScaling::Linear { factor } => plain / factor,
-                RopeScaling::Llama3 { factor, low, high, original } => {
+                RopeScaling::Llama3 {
+                    factor,
+                    low,
+                    high,
+                    original,
+                } => {
                     let turns = original * plain / std::f64::consts::TAU;
                     let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                     plain / factor * (1.0 - keep) + plain * keep
                 }
             }) as f32
         };
-        Self { frequencies: (0..head_dim / 2).map(frequency).collect() }
+        Self {
+            frequencies: (0..head_dim / 2).map(frequency).collect(),
+        }
     }
 
     /// The tables for `positions i64 [seq]` or `[batch, seq]`, in `kind`.
@@ -114,7 +132,11 @@ impl Rotary {
             1 => positions.f_unsqueeze(0)?,
             _ => positions.shallow_clone(),
         };
-        let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(1)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
+        let angles = positions
+            .f_to_kind(Kind::Float)?
+            .f_unsqueeze(1)?
+            .f_unsqueeze(-1)?
+            .f_mul(&frequencies)?;
         let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
         Ok(RotaryTables {
             cos: angles.f_cos()?.f_to_kind(kind)?,

@@ -38,7 +38,10 @@ impl Shard {
     pub fn of(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
         let size = tensor.size()[dim as usize];
         if size % self.world != 0 {
-            return Err(Error::Invalid(format!("{size} features do not split into {}", self.world)));
+            return Err(Error::Invalid(format!(
+                "{size} features do not split into {}",
+                self.world
+            )));
         }
         let part = size / self.world;
         let part = tensor.f_narrow(dim, self.rank * part, part)?;
@@ -143,7 +146,8 @@ impl LinearOp for Dense {
     }
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.weight.tensor().f_to_kind(x.kind())?;
-        Ok(x.f_linear::<Tensor>(&weight, None).on("linear", &[x, &weight])?)
+        Ok(x.f_linear::<Tensor>(&weight, None)
+            .on("linear", &[x, &weight])?)
     }
     fn apply_transposed(&self, y: &Tensor) -> Result<Tensor> {
         let weight = self.weight.tensor().f_to_kind(y.kind())?;
@@ -157,7 +161,9 @@ impl LinearOp for Dense {
     }
     fn shard(&self, shard: Shard) -> Result<Box<dyn LinearOp>> {
         let dim = if shard.split == Split::Out { 0 } else { 1 };
-        Ok(Box::new(Dense::new(Param::new(shard.of(&self.weight.tensor().detach(), dim)?))))
+        Ok(Box::new(Dense::new(Param::new(
+            shard.of(&self.weight.tensor().detach(), dim)?,
+        ))))
     }
     fn visit(&self, path: &str, visitor: &mut dyn Visitor) {
         visitor.param(&join(path, "weight"), &self.weight);
@@ -189,7 +195,12 @@ pub struct Linear {
 impl Linear {
     /// A linear over `op`, with a bias `[out]` or none.
     pub fn new(op: Box<dyn LinearOp>, bias: Option<Param>) -> Self {
-        Self { op, adapters: Vec::new(), placement: None, bias }
+        Self {
+            op,
+            adapters: Vec::new(),
+            placement: None,
+            bias,
+        }
     }
 
     /// The operator.
@@ -204,7 +215,9 @@ impl Linear {
     pub fn set_op(&mut self, op: Box<dyn LinearOp>) -> Result<()> {
         if op.shape() != self.op.shape() {
             let (new, old) = (op.shape(), self.op.shape());
-            return Err(Error::Invalid(format!("an operator of shape {new:?} for {old:?}")));
+            return Err(Error::Invalid(format!(
+                "an operator of shape {new:?} for {old:?}"
+            )));
         }
         self.op = op;
         Ok(())
@@ -231,9 +244,16 @@ impl Linear {
     /// A name that is taken.
     pub fn attach(&mut self, name: &str, adapter: Box<dyn Adapter>) -> Result<()> {
         if self.adapters.iter().any(|attached| attached.name == name) {
-            return Err(Error::Invalid(format!("an adapter `{name}` is attached already")));
+            return Err(Error::Invalid(format!(
+                "an adapter `{name}` is attached already"
+            )));
         }
-        self.adapters.push(Attached { name: name.to_owned(), adapter, active: true, merged: false });
+        self.adapters.push(Attached {
+            name: name.to_owned(),
+            adapter,
+            active: true,
+            merged: false,
+        });
         Ok(())
     }
 
@@ -242,7 +262,11 @@ impl Linear {
     /// # Errors
     /// A result that is not finite: the weight stays as it was.
     pub fn set_merged(&mut self, name: &str, merged: bool) -> Result<()> {
-        let Some(attached) = self.adapters.iter_mut().find(|attached| attached.name == name) else {
+        let Some(attached) = self
+            .adapters
+            .iter_mut()
+            .find(|attached| attached.name == name)
+        else {
             return Ok(());
         };
         if attached.merged == merged {
@@ -250,9 +274,15 @@ impl Linear {
         }
         let weight = self.op.dense()?;
         let delta = attached.adapter.weight_delta()?.f_to_kind(weight.kind())?;
-        let result = if merged { weight.f_add(&delta)? } else { weight.f_sub(&delta)? };
+        let result = if merged {
+            weight.f_add(&delta)?
+        } else {
+            weight.f_sub(&delta)?
+        };
         if !bool::try_from(result.f_isfinite()?.f_all()?)? {
-            return Err(Error::Invalid(format!("merging adapter `{name}` gives non-finite weights")));
+            return Err(Error::Invalid(format!(
+                "merging adapter `{name}` gives non-finite weights"
+            )));
         }
         self.op.set_dense(&result)?;
         attached.merged = merged;
@@ -265,8 +295,11 @@ impl Linear {
     /// A shape that does not split.
     pub fn place(&mut self, shard: Shard, placement: Box<dyn Placement>) -> Result<()> {
         let op = self.op.shard(shard)?;
-        let parts: Vec<_> =
-            self.adapters.iter().map(|attached| attached.adapter.shard(shard)).collect::<Result<_>>()?;
+        let parts: Vec<_> = self
+            .adapters
+            .iter()
+            .map(|attached| attached.adapter.shard(shard))
+            .collect::<Result<_>>()?;
         if let (Split::Out, Some(bias)) = (shard.split, &self.bias) {
             self.bias = Some(Param::new(shard.of(&bias.tensor().detach(), 0)?));
         }
@@ -283,14 +316,20 @@ impl Linear {
     /// # Errors
     /// Operands that do not fit, or what a slot finds wrong.
     pub fn forward(&self, x: &Tensor, ctx: &Ctx) -> Result<Tensor> {
-        let entered = self.placement.as_ref().map(|placement| placement.enter(x)).transpose()?;
+        let entered = self
+            .placement
+            .as_ref()
+            .map(|placement| placement.enter(x))
+            .transpose()?;
         let x = entered.as_ref().unwrap_or(x);
         let mut y = self.adapt(x, self.op.apply(x)?, ctx)?;
         if let Some(placement) = &self.placement {
             y = placement.leave(y)?;
         }
         if let Some(bias) = &self.bias {
-            y = y.f_add(&bias.tensor().f_to_kind(y.kind())?).on("bias", &[&y, bias.tensor()])?;
+            y = y
+                .f_add(&bias.tensor().f_to_kind(y.kind())?)
+                .on("bias", &[&y, bias.tensor()])?;
         }
         Ok(y)
     }
@@ -323,7 +362,10 @@ impl Linear {
     ) -> Result<Tensor> {
         if rows.len() as i64 != x.size()[0] {
             let batch = x.size()[0];
-            return Err(Error::Invalid(format!("{} adapter names for {batch} rows", rows.len())));
+            return Err(Error::Invalid(format!(
+                "{} adapter names for {batch} rows",
+                rows.len()
+            )));
         }
         let mine: Vec<i64> = (0..)
             .zip(rows)

@@ -70,7 +70,10 @@ pub fn params(module: &dyn Module) -> Vec<(String, Param)> {
 
 /// The parameters that train, each once.
 pub fn trainable(module: &dyn Module) -> Vec<(String, Param)> {
-    params(module).into_iter().filter(|(_, param)| param.trainable()).collect()
+    params(module)
+        .into_iter()
+        .filter(|(_, param)| param.trainable())
+        .collect()
 }
 
 /// The paths of all linears.
@@ -91,7 +94,9 @@ pub fn linear_paths(module: &dyn Module) -> Vec<String> {
 /// # Errors
 /// An integer parameter cannot train.
 pub fn set_trainable(module: &dyn Module, trainable: bool) -> Result<()> {
-    params(module).iter().try_for_each(|(_, param)| param.set_trainable(trainable))
+    params(module)
+        .iter()
+        .try_for_each(|(_, param)| param.set_trainable(trainable))
 }
 
 impl Module for Param {
@@ -110,7 +115,8 @@ impl<M: Module> Module for Option<M> {
         }
     }
     fn visit_mut(&mut self, path: &str, visitor: &mut dyn VisitorMut) -> Result<()> {
-        self.as_mut().map_or(Ok(()), |module| module.visit_mut(path, visitor))
+        self.as_mut()
+            .map_or(Ok(()), |module| module.visit_mut(path, visitor))
     }
 }
 

@@ -47,14 +47,26 @@ impl ShardFile {
         // SAFETY: a private read-only map. Another process that truncates the file under us makes
         // reads fail with SIGBUS, as for every reader of safetensors; the type's docs say so.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, source))?;
-        let corrupt = |reason: String| Error::Corrupt { path: path.clone(), reason };
+        let corrupt = |reason: String| Error::Corrupt {
+            path: path.clone(),
+            reason,
+        };
         let (header, metadata) = safetensors::SafeTensors::read_metadata(&map)
             .map_err(|error| corrupt(error.to_string()))?;
         let (data, length) = (header + 8, metadata.data_len());
         if map.len() != data + length {
-            return Err(corrupt(format!("{} bytes, the header says {}", map.len(), data + length)));
+            return Err(corrupt(format!(
+                "{} bytes, the header says {}",
+                map.len(),
+                data + length
+            )));
         }
-        Ok(Self { path, map, data, metadata })
+        Ok(Self {
+            path,
+            map,
+            data,
+            metadata,
+        })
     }
 }
 
@@ -76,7 +88,10 @@ impl Weights {
         } else {
             vec![path.join(SINGLE_FILE)]
         };
-        let shards = files.into_iter().map(ShardFile::open).collect::<Result<Vec<_>>>()?;
+        let shards = files
+            .into_iter()
+            .map(ShardFile::open)
+            .collect::<Result<Vec<_>>>()?;
         let mut place = HashMap::new();
         for (i, shard) in shards.iter().enumerate() {
             for name in shard.metadata.tensors().into_keys() {
@@ -86,12 +101,22 @@ impl Weights {
         if index.exists() {
             let index: Index = files::read_json(&index)?;
             if let Some((name, file)) = index.weight_map.iter().find(|(name, file)| {
-                place.get(*name).is_none_or(|i| shards[*i].path != path.join(file))
+                place
+                    .get(*name)
+                    .is_none_or(|i| shards[*i].path != path.join(file))
             }) {
-                return Err(Error::Missing { name: name.clone(), path: path.join(file) });
+                return Err(Error::Missing {
+                    name: name.clone(),
+                    path: path.join(file),
+                });
             }
         }
-        Ok(Self { path: path.to_owned(), shards, place, used: Mutex::default() })
+        Ok(Self {
+            path: path.to_owned(),
+            shards,
+            place,
+            used: Mutex::default(),
+        })
     }
 
     /// Where the checkpoint lies.
@@ -101,7 +126,12 @@ impl Weights {
 
     /// All names, sorted.
     pub fn names(&self) -> Vec<String> {
-        self.place.keys().cloned().collect::<BTreeSet<_>>().into_iter().collect()
+        self.place
+            .keys()
+            .cloned()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
     }
 
     /// Whether the checkpoint holds `name`.
@@ -114,18 +144,35 @@ impl Weights {
     ///
     /// # Errors
     /// A name that is missing, another shape, or an integer where a float is asked for.
-    pub fn load(&self, name: &str, shape: Option<&[i64]>, kind: Option<Kind>, device: Device) -> Result<Tensor> {
-        let missing = || Error::Missing { name: name.to_owned(), path: self.path.clone() };
+    pub fn load(
+        &self,
+        name: &str,
+        shape: Option<&[i64]>,
+        kind: Option<Kind>,
+        device: Device,
+    ) -> Result<Tensor> {
+        let missing = || Error::Missing {
+            name: name.to_owned(),
+            path: self.path.clone(),
+        };
         let shard = &self.shards[*self.place.get(name).ok_or_else(missing)?];
         let info = shard.metadata.info(name).ok_or_else(missing)?;
         let found: Vec<i64> = info.shape.iter().map(|size| *size as i64).collect();
         let path = || shard.path.clone();
         if let Some(expected) = shape.filter(|expected| *expected != found) {
             let (name, expected) = (name.to_owned(), expected.to_vec());
-            return Err(Error::Shape { name, path: path(), found, expected });
+            return Err(Error::Shape {
+                name,
+                path: path(),
+                found,
+                expected,
+            });
         }
-        let dtype_error =
-            || Error::Dtype { name: name.to_owned(), path: path(), dtype: format!("{:?}", info.dtype) };
+        let dtype_error = || Error::Dtype {
+            name: name.to_owned(),
+            path: path(),
+            dtype: format!("{:?}", info.dtype),
+        };
         let stored = kind_of(info.dtype).ok_or_else(dtype_error)?;
         let kind = kind.unwrap_or(stored);
         if is_float(kind) && !is_float(stored) {
@@ -137,7 +184,10 @@ impl Weights {
         if !bytes.is_empty() {
             tensor.f_copy_(&view(bytes, &found, stored)?)?;
         }
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        self.used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned());
         Ok(tensor)
     }
 
@@ -147,9 +197,19 @@ impl Weights {
     /// The names that nobody asked for.
     pub fn finish(&self, ignore: impl Fn(&str) -> bool) -> Result<()> {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<String> =
-            self.names().into_iter().filter(|name| !used.contains(name) && !ignore(name)).collect();
-        if names.is_empty() { Ok(()) } else { Err(Error::Unexpected { names, path: self.path.clone() }) }
+        let names: Vec<String> = self
+            .names()
+            .into_iter()
+            .filter(|name| !used.contains(name) && !ignore(name))
+            .collect();
+        if names.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Unexpected {
+                names,
+                path: self.path.clone(),
+            })
+        }
     }
 }
 
@@ -168,7 +228,10 @@ fn view(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor> {
 }
 
 fn is_float(kind: Kind) -> bool {
-    matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double)
+    matches!(
+        kind,
+        Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
+    )
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
@@ -188,9 +251,20 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
 }
 
 fn dtype_of(kind: Kind) -> Option<Dtype> {
-    [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64, Dtype::I64, Dtype::I32, Dtype::I16, Dtype::I8, Dtype::U8, Dtype::BOOL]
-        .into_iter()
-        .find(|dtype| kind_of(*dtype) == Some(kind))
+    [
+        Dtype::F32,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::F64,
+        Dtype::I64,
+        Dtype::I32,
+        Dtype::I16,
+        Dtype::I8,
+        Dtype::U8,
+        Dtype::BOOL,
+    ]
+    .into_iter()
+    .find(|dtype| kind_of(*dtype) == Some(kind))
 }
 
 /// A tensor as the safetensors crate wants it: its bytes are borrowed where they lie on the CPU.
@@ -209,7 +283,11 @@ impl Stored {
         })?;
         let tensor = tensor.detach().f_contiguous()?;
         let shape = tensor.size().iter().map(|size| *size as usize).collect();
-        Ok(Self { tensor, dtype, shape })
+        Ok(Self {
+            tensor,
+            dtype,
+            shape,
+        })
     }
 }
 
@@ -224,11 +302,14 @@ impl View for &Stored {
         let length = self.data_len();
         if self.tensor.device() == Device::Cpu && length > 0 {
             // SAFETY: contiguous CPU memory of that many bytes, kept alive by the borrow of `self`.
-            let bytes = unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), length) };
+            let bytes =
+                unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), length) };
             return Cow::Borrowed(bytes);
         }
         let mut bytes = vec![0; length];
-        self.tensor.to_device(Device::Cpu).copy_data_u8(&mut bytes, self.tensor.numel());
+        self.tensor
+            .to_device(Device::Cpu)
+            .copy_data_u8(&mut bytes, self.tensor.numel());
         Cow::Owned(bytes)
     }
     fn data_len(&self) -> usize {
@@ -253,7 +334,10 @@ pub fn save_file<'a>(
         let views = stored.iter().map(|(name, stored)| (*name, stored));
         serialize_to_file(views, Some(metadata), temporary).map_err(|error| match error {
             safetensors::SafeTensorError::IoError(source) => Error::io(path, source),
-            other => Error::Corrupt { path: path.to_owned(), reason: other.to_string() },
+            other => Error::Corrupt {
+                path: path.to_owned(),
+                reason: other.to_string(),
+            },
         })
     })
 }
@@ -278,7 +362,10 @@ pub fn save(dir: &Path, tensors: &[(String, Tensor)], max_shard_bytes: usize) ->
         }
     }
     let write = |name: &str, shard: &[&(String, Tensor)]| {
-        save_file(&dir.join(name), shard.iter().map(|entry| (entry.0.as_str(), &entry.1)))
+        save_file(
+            &dir.join(name),
+            shard.iter().map(|entry| (entry.0.as_str(), &entry.1)),
+        )
     };
     if shards.len() <= 1 {
         let all: Vec<_> = tensors.iter().collect();
@@ -292,5 +379,11 @@ pub fn save(dir: &Path, tensors: &[(String, Tensor)], max_shard_bytes: usize) ->
     }
     let total: usize = shards.iter().map(|(size, _)| size).sum();
     let metadata = serde_json::Map::from_iter([("total_size".to_owned(), total.into())]);
-    files::write_json(&dir.join(INDEX_FILE), &Index { metadata, weight_map })
+    files::write_json(
+        &dir.join(INDEX_FILE),
+        &Index {
+            metadata,
+            weight_map,
+        },
+    )
 }

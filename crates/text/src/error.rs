@@ -56,7 +56,7 @@ pub enum Error {
         source: tokenizers::Error,
     },
     /// Tokens that could not be turned into text.
-    #[error("cannot decode {} tokens ending in id {last}: {source}", count)]
+    #[error("cannot decode {count} tokens ending in id {last}: {source}")]
     Decode {
         /// How many.
         count: usize,
@@ -98,17 +98,29 @@ pub enum Error {
         #[from]
         source: minijinja::Error,
     },
+    /// A template that refuses the beginning of a conversation, which finding an answer needs.
+    #[error("message {index} ({role}): the template refuses the conversation {what}: {source}")]
+    Prefix {
+        /// The message, from 0.
+        index: usize,
+        /// Its role.
+        role: String,
+        /// Which part it was.
+        what: &'static str,
+        /// The template's reason.
+        source: Box<Error>,
+    },
     /// A template under which an answer cannot be found, because an earlier part of the text depends on later messages.
     #[error(
-        "chat template is not stable at message {index} ({role}): the text {what} is no prefix of the whole, \
-         so the answers cannot be told from the prompt; mark them with {{% generation %}} in the template"
+        "chat template is not stable at message {index} ({role}): the conversation {what} renders to no \
+         prefix of the whole, so the answer cannot be told from the prompt; mark them with {{% generation %}} in the template"
     )]
     Unstable {
         /// The message, from 0.
         index: usize,
         /// Its role.
         role: String,
-        /// Which rendering it was.
+        /// Which part it was.
         what: &'static str,
     },
 }

@@ -11,6 +11,22 @@ use rand::{Rng, seq::SliceRandom};
 
 use super::{Category, Quota, Row, Subject, fill, numerals::{count, numeral}};
 
+/// Which numbers are reckoned with.
+#[derive(Clone, Copy)]
+pub(super) struct Range {
+    /// No operand or result is larger.
+    pub(super) number: u32,
+    /// Of two operands the smaller is no larger.
+    pub(super) smaller: u32,
+}
+
+impl Range {
+    /// Pairs of operands, the smaller first.
+    fn pairs(self) -> impl Iterator<Item = (u32, u32)> {
+        (1..=self.number).flat_map(move |b| (1..=b.min(self.smaller)).map(move |a| (a, b)))
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Operation {
     Add,
@@ -26,44 +42,42 @@ struct Fact {
     c: u32,
 }
 
+/// How many results a series gives.
+const SERIES_TERMS: usize = 4;
+
 const SUMS: &[&str] = &[
     "{a}加{b}等于{c}。",
     "{a}加上{b}得{c}。",
-    "{a}与{b}的和是{c}。",
     "问：{a}加{b}是多少？答：{c}。",
-    "问：{a}与{b}的和是多少？答：{c}。",
 ];
 const SUM_STORIES: &[&str] = &["小明有{n}个苹果，又买了{m}个，现在有{k}个。"];
 const SUM_QUESTIONS: &[&str] = &[
     "{a}加{b}等于多少？",
     "计算：{a}加{b}。",
     "请算一算{a}加上{b}得多少。",
-    "{a}与{b}的和是几？",
+    "请问{a}加{b}是几？",
 ];
 
 const DIFFERENCES: &[&str] = &[
     "{a}减{b}等于{c}。",
     "{a}减去{b}得{c}。",
-    "{a}与{b}的差是{c}。",
     "问：{a}减{b}是多少？答：{c}。",
-    "问：{a}与{b}的差是多少？答：{c}。",
 ];
 const DIFFERENCE_STORIES: &[&str] = &["小红有{n}个苹果，吃了{m}个，还剩{k}个。"];
 const DIFFERENCE_QUESTIONS: &[&str] = &[
     "{a}减{b}等于多少？",
     "计算：{a}减{b}。",
     "请算一算{a}减去{b}得多少。",
-    "{a}与{b}的差是几？",
+    "请问{a}减{b}是几？",
 ];
 
-/// All sums and differences whose operands and result are at most `largest`, operands at least 1.
-pub(super) fn build(largest: u32, quota: Quota, rng: &mut impl Rng) -> Subject {
-    let mut pairs: Vec<(u32, u32)> =
-        (10..=largest).flat_map(|b| (1..=b).map(move |a| (a, b))).collect();
+/// All sums and differences of the range, the smaller operand being taken away.
+pub(super) fn build(range: Range, quota: Quota, rng: &mut impl Rng) -> Subject {
+    let mut pairs: Vec<(u32, u32)> = range.pairs().filter(|&(_, b)| b > 9).collect();
     pairs.shuffle(rng);
     let mut asked = Vec::new();
     pairs.retain(|&(a, b)| {
-        let take = asked.len() < quota.held_out / 2 && a + b <= largest;
+        let take = asked.len() < quota.held_out / 2 && a + b <= range.number;
         if take {
             // Either order, as the corpus has both.
             asked.push(if rng.random() { Fact::sum(a, b) } else { Fact::sum(b, a) });
@@ -74,11 +88,15 @@ pub(super) fn build(largest: u32, quota: Quota, rng: &mut impl Rng) -> Subject {
     asked.extend(pairs.iter().take(differences).map(|&(a, b)| Fact::difference(b, a)));
     let withheld: HashSet<(u32, u32)> = asked.iter().map(|f| (f.a.min(f.b), f.a.max(f.b))).collect();
 
+    let told = |numbers: &[u32]| {
+        let mut pairs = numbers.iter().enumerate().flat_map(|(i, &a)| numbers[..i].iter().map(move |&b| (a.min(b), a.max(b))));
+        !pairs.any(|pair| withheld.contains(&pair))
+    };
+
     let mut subject = Subject::new(quota);
-    for fact in all(largest) {
-        if fact.pairs().iter().any(|pair| withheld.contains(pair)) {
-            continue;
-        }
+    let series = all(range).filter(|f| f.b <= range.smaller).map(|f| f.series(range)).filter(|s| told(s));
+    subject.sentences.extend(series.filter_map(|s| say_series(&s)));
+    for fact in all(range).filter(|f| told(&[f.a, f.b, f.c])) {
         subject.sentences.extend(fact.sentences());
         subject.questions.extend((0..SUM_QUESTIONS.len()).map(|form| fact.question(form)));
     }
@@ -86,11 +104,22 @@ pub(super) fn build(largest: u32, quota: Quota, rng: &mut impl Rng) -> Subject {
     subject
 }
 
-fn all(largest: u32) -> impl Iterator<Item = Fact> {
-    (1..=largest).flat_map(move |a| {
-        let sums = (1..=largest - a).map(move |b| Fact::sum(a, b));
-        sums.chain((1..=a).map(move |b| Fact::difference(a, b)))
-    })
+/// Every sum in both orders and every difference.
+fn all(range: Range) -> impl Iterator<Item = Fact> {
+    let sums = range.pairs().filter(move |(a, b)| a + b <= range.number).flat_map(|(a, b)| {
+        let turned = (a != b).then_some(Fact::sum(b, a));
+        [Fact::sum(a, b)].into_iter().chain(turned)
+    });
+    sums.chain(range.pairs().map(|(a, b)| Fact::difference(b, a)))
+}
+
+/// A series in words, if it is long enough to be one.
+fn say_series(series: &[u32]) -> Option<String> {
+    let &[a, b, first, ref rest @ ..] = series else { return None };
+    let operation = if first > a { "加" } else { "减" };
+    let terms: Vec<_> = std::iter::once(first).chain(rest.iter().copied()).map(numeral).collect();
+    let said = format!("从{}起每次{operation}{}：{}。", numeral(a), numeral(b), terms.join("、"));
+    (terms.len() > 1).then_some(said)
 }
 
 impl Fact {
@@ -102,9 +131,15 @@ impl Fact {
         Self { operation: Operation::Subtract, a, b, c: a - b }
     }
 
-    /// The three unordered pairs that a sentence about this fact puts side by side.
-    fn pairs(&self) -> [(u32, u32); 3] {
-        [(self.a, self.b), (self.a, self.c), (self.b, self.c)].map(|(x, y)| (x.min(y), x.max(y)))
+    /// `a`, then `b`, then what comes of adding or taking away `b` again and again.
+    fn series(&self, range: Range) -> Vec<u32> {
+        let Self { operation, a, b, .. } = *self;
+        let next = |&x: &u32| match operation {
+            Operation::Add => (x + b <= range.number).then_some(x + b),
+            Operation::Subtract => (x > b).then(|| x - b),
+        };
+        let terms = std::iter::successors(next(&a), next).take(SERIES_TERMS);
+        [a, b].into_iter().chain(terms).collect()
     }
 
     fn fill(&self, wording: &str) -> String {

@@ -4,7 +4,10 @@
 //! training sentence, so 三月十五日的后天 cannot be read off 三月十七日的前天 either; with only
 //! seven days of the week, there the pair of weekday and offset itself is what is held out.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    iter::successors,
+};
 
 use rand::{Rng, seq::{IndexedRandom, SliceRandom}};
 
@@ -18,10 +21,12 @@ const WEEKDAYS: [&str; 7] = ["星期一", "星期二", "星期三", "星期四",
 /// How far from a day of the year the corpus looks: as far as 大前天 and 大后天 go.
 const DAY_REACH: i32 = 3;
 
+/// How many steps a series takes.
+const SERIES_STEPS: usize = 3;
+
 const STATEMENTS: &[&str] = &[
     "{day}的{offset}是{answer}。",
     "如果今天是{day}，那么{offset}就是{answer}。",
-    "{answer}是{day}的{offset}。",
     "问：今天是{day}，{offset}是{what}？答：{answer}。",
     "问：{day}的{offset}是哪天？答：{answer}。",
 ];
@@ -56,7 +61,7 @@ pub(super) fn weekdays(reach: u32, quota: Quota, rng: &mut impl Rng) -> Subject 
         .collect();
     facts.shuffle(rng);
     let training = facts.split_off(quota.held_out.min(facts.len()));
-    let mut subject = subject(&facts, &training, quota, rng);
+    let mut subject = subject(&facts, &training, &HashSet::new(), quota, rng);
     let week = WEEKDAYS.join("、");
     subject.sentences.push(format!("一个星期有七天：{week}。"));
     subject
@@ -78,22 +83,40 @@ pub(super) fn days(quota: Quota, rng: &mut impl Rng) -> Subject {
         })
         .collect();
     facts.shuffle(rng);
-    let pair = |f: &Fact| (f.day.min(f.answer), f.day.max(f.answer));
     let mut withheld = HashSet::new();
     let mut asked = Vec::new();
     while asked.len() < quota.held_out
         && let Some(fact) = facts.pop()
     {
-        if withheld.insert(pair(&fact)) {
+        if withheld.insert(pair(fact.day, fact.answer)) {
             asked.push(fact);
         }
     }
-    facts.retain(|f| !withheld.contains(&pair(f)));
-    subject(&asked, &facts, quota, rng)
+    facts.retain(|f| !withheld.contains(&pair(f.day, f.answer)));
+    subject(&asked, &facts, &withheld, quota, rng)
 }
 
-fn subject(asked: &[Fact], training: &[Fact], quota: Quota, rng: &mut impl Rng) -> Subject {
+/// The same two days in either order.
+fn pair(a: u32, b: u32) -> (u32, u32) {
+    (a.min(b), a.max(b))
+}
+
+/// `apart` are the pairs of days that may not stand in one sentence.
+fn subject(
+    asked: &[Fact],
+    training: &[Fact],
+    apart: &HashSet<(u32, u32)>,
+    quota: Quota,
+    rng: &mut impl Rng,
+) -> Subject {
     let mut subject = Subject::new(quota);
+    let steps: HashMap<(u32, i32), u32> = training.iter().map(|f| ((f.day, f.offset), f.answer)).collect();
+    subject.sentences.extend(training.iter().filter_map(|fact| {
+        let next = |&day: &u32| steps.get(&(day, fact.offset)).copied();
+        let days: Vec<u32> = successors(Some(fact.day), next).take(1 + SERIES_STEPS).collect();
+        let clash = days.iter().enumerate().any(|(i, &a)| days[..i].iter().any(|&b| apart.contains(&pair(a, b))));
+        (days.len() > 2 && !clash).then(|| fact.series(&days[1..]))
+    }));
     for fact in training {
         for offset in fact.offset_words() {
             subject.sentences.extend(STATEMENTS.iter().map(|wording| fact.fill(wording, &offset)));
@@ -165,6 +188,13 @@ impl Fact {
             ("{offset}", offset),
             ("{what}", self.what),
         ])
+    }
+
+    fn series(&self, days: &[u32]) -> String {
+        let way = if self.offset < 0 { "前" } else { "后" };
+        let days: Vec<_> = days.iter().map(|&day| (self.name)(day)).collect();
+        let step = count(self.offset.unsigned_abs());
+        format!("从{}起，每次往{way}数{step}天：{}。", (self.name)(self.day), days.join("、"))
     }
 
     fn question(&self, form: &str, offset: &str) -> Row {

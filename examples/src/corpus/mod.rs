@@ -33,6 +33,8 @@ use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
+use arithmetic::Range;
+
 /// How much the generator writes and how hard the questions are.
 #[derive(Clone, Debug)]
 pub struct CorpusOptions {
@@ -44,6 +46,8 @@ pub struct CorpusOptions {
     pub held_out_per_category: usize,
     /// No operand or result of the arithmetic is larger.
     pub largest_number: u32,
+    /// Of the two operands the smaller is no larger.
+    pub smaller_operand: u32,
     /// How many days before or after a weekday are asked for.
     pub weekday_reach: u32,
 }
@@ -55,7 +59,8 @@ impl Default for CorpusOptions {
             sentences: 70_000,
             instructions_per_category: 400,
             held_out_per_category: 60,
-            largest_number: 50,
+            largest_number: 99,
+            smaller_operand: 9,
             weekday_reach: 6,
         }
     }
@@ -143,8 +148,9 @@ impl Corpus {
         // Weekdays are few: a quarter of the date questions is theirs.
         let week = Quota { share: 0.06, instructions: rows / 4, held_out: asked / 4 };
         let year = Quota { share: 0.20, instructions: rows - rows / 4, held_out: asked - asked / 4 };
+        let numbers = Range { number: options.largest_number, smaller: options.smaller_operand };
         let mut subjects = vec![
-            arithmetic::build(options.largest_number, quota(0.40), rng),
+            arithmetic::build(numbers, quota(0.40), rng),
             dates::weekdays(options.weekday_reach, week, rng),
             dates::days(year, rng),
             lexical::antonyms(quota(0.12), rng),

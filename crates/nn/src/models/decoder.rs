@@ -6,7 +6,9 @@ use crate::config::DecoderConfig;
 use crate::factory::Factory;
 use crate::layers::{Embedding, RmsNorm, Rotary};
 use crate::module::{self, join, linear_paths};
-use crate::{Block, Ctx, Dense, Error, Linear, Param, Result, Weights, files, module as module_of, weights};
+use crate::{
+    Block, Ctx, Dense, Error, Linear, Param, Result, Weights, files, module as module_of, weights,
+};
 use ferrotune_libtorch::tch::{Device, Kind, Tensor};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -23,12 +25,25 @@ pub struct SelfAttention {
     layer: usize,
 }
 
-module_of!(SelfAttention { q_proj, k_proj, v_proj, o_proj });
+module_of!(SelfAttention {
+    q_proj,
+    k_proj,
+    v_proj,
+    o_proj
+});
 
 impl SelfAttention {
-    fn new(factory: &Factory, config: &DecoderConfig, family: &Family, layer: usize) -> Result<Self> {
+    fn new(
+        factory: &Factory,
+        config: &DecoderConfig,
+        family: &Family,
+        layer: usize,
+    ) -> Result<Self> {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim());
-        let (q, kv) = (config.num_attention_heads * head_dim, config.kv_heads() * head_dim);
+        let (q, kv) = (
+            config.num_attention_heads * head_dim,
+            config.kv_heads() * head_dim,
+        );
         let (bias, std) = ((family.qkv_bias)(config), config.initializer_range);
         Ok(Self {
             q_proj: factory.linear("q_proj", hidden, q, bias, std)?,
@@ -49,9 +64,14 @@ impl SelfAttention {
         // [batch, seq, heads * head_dim] to [batch, heads, seq, head_dim]
         let heads = |linear: &Linear| -> Result<Tensor> {
             let y = linear.forward(x, ctx)?;
-            Ok(y.f_view([batch, seq, -1, self.head_dim])?.f_transpose(1, 2)?)
+            Ok(y.f_view([batch, seq, -1, self.head_dim])?
+                .f_transpose(1, 2)?)
         };
-        let (mut q, mut k, mut v) = (heads(&self.q_proj)?, heads(&self.k_proj)?, heads(&self.v_proj)?);
+        let (mut q, mut k, mut v) = (
+            heads(&self.q_proj)?,
+            heads(&self.k_proj)?,
+            heads(&self.v_proj)?,
+        );
         if let Some(rotary) = &ctx.rotary {
             (q, k) = (rotary.apply(&q)?, rotary.apply(&k)?);
         }
@@ -61,7 +81,8 @@ impl SelfAttention {
         }
         let mask = ctx.cu_seqlens.as_deref().map_or(Mask::Causal, Mask::Packed);
         let y = attention(&q, &k, &v, mask)?;
-        self.o_proj.forward(&y.f_transpose(1, 2)?.f_reshape([batch, seq, -1])?, ctx)
+        self.o_proj
+            .forward(&y.f_transpose(1, 2)?.f_reshape([batch, seq, -1])?, ctx)
     }
 }
 
@@ -73,7 +94,11 @@ pub struct Mlp {
     down_proj: Linear,
 }
 
-module_of!(Mlp { gate_proj, up_proj, down_proj });
+module_of!(Mlp {
+    gate_proj,
+    up_proj,
+    down_proj
+});
 
 impl Mlp {
     fn new(factory: &Factory, config: &DecoderConfig) -> Result<Self> {
@@ -92,7 +117,8 @@ impl Mlp {
     /// Operands that do not fit.
     pub fn forward(&self, x: &Tensor, ctx: &Ctx) -> Result<Tensor> {
         let gate = self.gate_proj.forward(x, ctx)?.f_silu()?;
-        self.down_proj.forward(&gate.f_mul(&self.up_proj.forward(x, ctx)?)?, ctx)
+        self.down_proj
+            .forward(&gate.f_mul(&self.up_proj.forward(x, ctx)?)?, ctx)
     }
 }
 
@@ -105,11 +131,22 @@ pub struct DecoderLayer {
     mlp: Mlp,
 }
 
-module_of!(DecoderLayer { input_layernorm, self_attn, post_attention_layernorm, mlp });
+module_of!(DecoderLayer {
+    input_layernorm,
+    self_attn,
+    post_attention_layernorm,
+    mlp
+});
 
 impl DecoderLayer {
-    fn new(factory: &Factory, config: &DecoderConfig, family: &Family, layer: usize) -> Result<Self> {
-        let norm = |name: &str| RmsNorm::new(&factory.at(name), config.hidden_size, config.rms_norm_eps);
+    fn new(
+        factory: &Factory,
+        config: &DecoderConfig,
+        family: &Family,
+        layer: usize,
+    ) -> Result<Self> {
+        let norm =
+            |name: &str| RmsNorm::new(&factory.at(name), config.hidden_size, config.rms_norm_eps);
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
             self_attn: SelfAttention::new(&factory.at("self_attn"), config, family, layer)?,
@@ -121,8 +158,16 @@ impl DecoderLayer {
 
 impl Block for DecoderLayer {
     fn forward(&self, x: &Tensor, ctx: &Ctx) -> Result<Tensor> {
-        let x = x.f_add(&self.self_attn.forward(&self.input_layernorm.forward(x)?, ctx)?)?;
-        Ok(x.f_add(&self.mlp.forward(&self.post_attention_layernorm.forward(&x)?, ctx)?)?)
+        let x = x.f_add(
+            &self
+                .self_attn
+                .forward(&self.input_layernorm.forward(x)?, ctx)?,
+        )?;
+        Ok(x.f_add(
+            &self
+                .mlp
+                .forward(&self.post_attention_layernorm.forward(&x)?, ctx)?,
+        )?)
     }
 }
 
@@ -142,13 +187,15 @@ pub struct Decoder {
 impl module::Module for Decoder {
     fn visit(&self, path: &str, visitor: &mut dyn crate::Visitor) {
         let body = join(path, self.family.body);
-        self.embed_tokens.visit(&join(&body, "embed_tokens"), visitor);
+        self.embed_tokens
+            .visit(&join(&body, "embed_tokens"), visitor);
         self.layers.visit(&join(&body, "layers"), visitor);
         self.norm.visit(&join(&body, "norm"), visitor);
         self.lm_head.visit(&join(path, "lm_head"), visitor);
     }
     fn visit_mut(&mut self, path: &str, visitor: &mut dyn crate::VisitorMut) -> Result<()> {
-        self.layers.visit_mut(&join(&join(path, self.family.body), "layers"), visitor)?;
+        self.layers
+            .visit_mut(&join(&join(path, self.family.body), "layers"), visitor)?;
         self.lm_head.visit_mut(&join(path, "lm_head"), visitor)
     }
 }
@@ -161,7 +208,11 @@ impl Decoder {
     pub fn new(factory: &Factory, config: DecoderConfig, kind: Kind) -> Result<Self> {
         let family = Family::of(&config)?;
         let body = factory.at(family.body);
-        let (hidden, vocab, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
+        let (hidden, vocab, std) = (
+            config.hidden_size,
+            config.vocab_size,
+            config.initializer_range,
+        );
         let embed_tokens = Embedding::new(&body.at("embed_tokens"), vocab, hidden, std)?;
         let layers = (0..config.num_hidden_layers as usize)
             .map(|i| DecoderLayer::new(&body.at("layers").at(i), &config, family, i).map(Arc::new))
@@ -212,7 +263,10 @@ impl Decoder {
         std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))?;
         let linears = linear_paths(self);
         let own = |path: &str| {
-            let linear = linears.iter().find(|linear| path.strip_prefix(*linear).is_some_and(|r| r.starts_with('.')));
+            let linear = linears.iter().find(|linear| {
+                path.strip_prefix(*linear)
+                    .is_some_and(|r| r.starts_with('.'))
+            });
             linear.is_none_or(|linear| matches!(&path[linear.len()..], ".weight" | ".bias"))
         };
         let tensors: Vec<(String, Tensor)> = module::params(self)
@@ -249,7 +303,10 @@ impl Decoder {
     /// # Errors
     /// Ids outside the vocabulary, or a context that does not fit.
     pub fn hidden(&self, ids: &Tensor, ctx: &Ctx) -> Result<Tensor> {
-        let (seq, device) = (ids.size2().map_err(ferrotune_libtorch::Error::from)?.1, self.device());
+        let (seq, device) = (
+            ids.size2().map_err(ferrotune_libtorch::Error::from)?.1,
+            self.device(),
+        );
         let past = ctx.cache.as_ref().map_or(0, |cache| {
             cache.lock().unwrap_or_else(PoisonError::into_inner).len()
         });

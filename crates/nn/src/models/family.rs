@@ -47,7 +47,10 @@ impl Family {
             .find(|family| family.model_type == config.model_type)
             .filter(|family| {
                 config.architectures.is_empty()
-                    || config.architectures.iter().any(|name| name == family.architecture)
+                    || config
+                        .architectures
+                        .iter()
+                        .any(|name| name == family.architecture)
             })
             .ok_or_else(|| {
                 let known: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
