@@ -77,6 +77,14 @@ pub enum Error {
         /// Why that cannot be.
         reason: &'static str,
     },
+    /// A pattern for [`Stream::template`](crate::Stream::template) that is none.
+    #[error("the pattern {pattern:?} has {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A saved state of another stream than this one.
     #[error("cannot resume: {what} was {saved} when the state was saved and is {here} now")]
     OtherStream {
@@ -96,6 +104,9 @@ pub enum RowError {
     /// A line that is not JSON.
     #[error("not JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// A line of text that is not UTF-8.
+    #[error("not UTF-8: {0}")]
+    Utf8(#[from] std::str::Utf8Error),
     /// A key that the row lacks.
     #[error("no {wanted}; the row has {present}")]
     MissingKey {

@@ -36,6 +36,7 @@ mod pack;
 mod rows;
 mod shuffle;
 mod streams;
+mod template;
 mod tokenize;
 
 pub use batch::{Batch, IGNORE};
@@ -44,5 +45,5 @@ pub use dataset::{Dataset, Example};
 pub use error::{Error, Place, Result, RowError};
 pub use pack::{Bin, pack};
 pub use rows::{Fields, OnBadLine, Row, Skipped, Source, Stream};
-pub use streams::{StreamOptions, StreamState, Streams, for_rank};
+pub use streams::{StreamOptions, StreamState, Streams, for_rank, micro_batches};
 pub use tokenize::{TokenizeOptions, tokenize};

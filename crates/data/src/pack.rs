@@ -25,6 +25,12 @@ impl Bin {
         self.lengths.push(example.ids.len() as u32);
     }
 
+    /// Sum of the weights. Every rank sees a whole batch's bins, so each knows what the batch weighs without asking
+    /// the others.
+    pub fn weight(&self) -> f64 {
+        self.weights.iter().map(|&weight| f64::from(weight)).sum()
+    }
+
     /// Tokens in all.
     pub fn len(&self) -> usize {
         self.ids.len()

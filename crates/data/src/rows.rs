@@ -43,8 +43,17 @@ pub struct Skipped {
 /// Files of rows, which may be streamed any number of times.
 #[derive(Clone, Debug)]
 pub struct Source {
-    paths: Vec<PathBuf>,
+    files: Vec<(PathBuf, Format)>,
     on_bad: OnBadLine,
+}
+
+/// What a line of a file is.
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    /// A JSON object.
+    Jsonl,
+    /// The value of the key `text`.
+    Text,
 }
 
 impl Source {
@@ -53,30 +62,46 @@ impl Source {
         paths: impl IntoIterator<Item = P>,
         on_bad: OnBadLine,
     ) -> Result<Self> {
-        let paths: Vec<PathBuf> = paths
-            .into_iter()
-            .map(|path| path.as_ref().to_owned())
-            .collect();
-        if paths.is_empty() {
-            return Err(Error::NoFiles);
-        }
-        for path in &paths {
-            let size = fs::metadata(path)
-                .map_err(|source| Error::Read {
-                    path: path.clone(),
-                    source,
-                })?
-                .len();
-            if size == 0 {
-                return Err(Error::EmptyFile { path: path.clone() });
+        Self::with(paths, on_bad, |_| Format::Jsonl)
+    }
+
+    /// Files by their ending: of `.txt` each line is a row with the key `text`, any other is JSONL.
+    pub fn open<P: AsRef<Path>>(
+        paths: impl IntoIterator<Item = P>,
+        on_bad: OnBadLine,
+    ) -> Result<Self> {
+        Self::with(paths, on_bad, |path| match path.extension() {
+            Some(ending) if ending == "txt" => Format::Text,
+            _ => Format::Jsonl,
+        })
+    }
+
+    fn with<P: AsRef<Path>>(
+        paths: impl IntoIterator<Item = P>,
+        on_bad: OnBadLine,
+        format: impl Fn(&Path) -> Format,
+    ) -> Result<Self> {
+        let mut files = Vec::new();
+        for path in paths {
+            let path = path.as_ref().to_owned();
+            let size = fs::metadata(&path).map(|metadata| metadata.len());
+            match size {
+                Err(source) => return Err(Error::Read { path, source }),
+                Ok(0) => return Err(Error::EmptyFile { path }),
+                Ok(_) => files.push((path.clone(), format(&path))),
             }
         }
-        Ok(Self { paths, on_bad })
+        if files.is_empty() {
+            return Err(Error::NoFiles);
+        }
+        Ok(Self { files, on_bad })
     }
 
     /// The rows, read as they are asked for.
     pub fn stream(&self) -> Stream {
-        Stream::new(self.paths.clone().into_iter().flat_map(lines), self.on_bad)
+        let files = self.files.clone().into_iter();
+        let rows = files.flat_map(|(path, format)| lines(path, format));
+        Stream::new(rows, self.on_bad)
     }
 }
 
@@ -85,7 +110,7 @@ type Rows = Box<dyn Iterator<Item = Result<Row>> + Send>;
 /// Rows on their way, and the operations on them. Nothing is read or done before a row is asked for.
 ///
 /// An iterator of `Result<Row>`; under [`OnBadLine::Skip`] bad rows, whichever operation found them bad, do not come
-/// out but are counted.
+/// out but are counted. `by_ref()` leads to an iterator's own `map` and `filter`.
 pub struct Stream {
     rows: Rows,
     on_bad: OnBadLine,
@@ -228,7 +253,7 @@ impl std::fmt::Debug for Stream {
 }
 
 /// A file's rows: opened at the first, ended by an error of the file itself.
-fn lines(path: PathBuf) -> impl Iterator<Item = Result<Row>> + Send {
+fn lines(path: PathBuf, format: Format) -> impl Iterator<Item = Result<Row>> + Send {
     let file: Arc<Path> = path.as_path().into();
     let mut reader = None;
     let mut line = 0;
@@ -275,7 +300,7 @@ fn lines(path: PathBuf) -> impl Iterator<Item = Result<Row>> + Send {
                     file: file.clone(),
                     line,
                 };
-                return Some(match parse(text) {
+                return Some(match parse(text, format) {
                     Ok(fields) => Ok(Row { fields, at }),
                     Err(source) => Err(Error::Row { at, source }),
                 });
@@ -285,7 +310,11 @@ fn lines(path: PathBuf) -> impl Iterator<Item = Result<Row>> + Send {
     })
 }
 
-fn parse(line: &[u8]) -> Result<Fields, RowError> {
+fn parse(line: &[u8], format: Format) -> Result<Fields, RowError> {
+    if let Format::Text = format {
+        let text = std::str::from_utf8(line)?.trim_end();
+        return Ok(Fields::from_iter([("text".to_owned(), text.into())]));
+    }
     match serde_json::from_slice(line)? {
         Value::Object(fields) => Ok(fields),
         other => Err(wrong_kind("row", "an object", &other)),

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bin, Dataset, Error, Result, pack::pack, shuffle::shuffle};
+use crate::{Batch, Bin, Dataset, Error, Result, pack::pack, shuffle::shuffle};
 
 /// How a dataset becomes batches. All but `epochs` decide the order of samples; the number of ranks is not among them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,6 +272,9 @@ fn plan_stream(
 }
 
 /// A rank's share of a batch: bins in a row, of as many a rank as can be.
+///
+/// # Errors
+/// A rank that is not below `world_size`.
 pub fn for_rank(batch: &[Bin], rank: usize, world_size: usize) -> Result<&[Bin]> {
     if rank >= world_size {
         return Err(Error::Option {
@@ -280,5 +283,28 @@ pub fn for_rank(batch: &[Bin], rank: usize, world_size: usize) -> Result<&[Bin]>
             reason: "must be less than world_size",
         });
     }
-    Ok(&batch[rank * batch.len() / world_size..(rank + 1) * batch.len() / world_size])
+    Ok(part(batch, rank, world_size))
+}
+
+/// A rank's share as `count` batches, to be run one after another for one step. There are always that many, so that
+/// ranks run in step; one may be of no tokens. Their weights add up to the share's.
+///
+/// # Errors
+/// A `count` of 0.
+pub fn micro_batches(share: &[Bin], count: usize) -> Result<Vec<Batch>> {
+    if count == 0 {
+        return Err(Error::Option {
+            option: "micro_batches",
+            value: count,
+            reason: "must be at least 1",
+        });
+    }
+    Ok((0..count)
+        .map(|index| Batch::collate(part(share, index, count)))
+        .collect())
+}
+
+/// The part of that index, where `count` parts differ by one bin at most.
+fn part(bins: &[Bin], index: usize, count: usize) -> &[Bin] {
+    &bins[index * bins.len() / count..(index + 1) * bins.len() / count]
 }

@@ -80,11 +80,10 @@ pub fn tokenize(
             first: skipped.reasons.into_iter().next(),
         });
     }
-    Ok(Dataset {
-        skipped,
-        truncated,
-        ..Dataset::new(examples)?
-    })
+    let mut dataset = Dataset::new(examples)?;
+    dataset.skipped = skipped;
+    dataset.truncated = truncated;
+    Ok(dataset)
 }
 
 struct Tokenized {

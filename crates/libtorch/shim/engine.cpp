@@ -16,6 +16,8 @@ extern "C" const void *ft_tensor_identity(const Tensor *tensor) {
   return tensor->unsafeGetTensorImpl();
 }
 
+extern "C" bool ft_grad_enabled() { return at::GradMode::is_enabled(); }
+
 extern "C" char *ft_backward(Tensor *const *roots, Tensor *const *gradients, int count,
                              bool retain_graph) {
   FT_BEGIN

@@ -11,7 +11,8 @@ typedef void (*FtHookDrop)(void *state);
 
 namespace {
 struct RustHook : public torch::autograd::PostAccumulateGradHook {
-  RustHook(void *state, FtHook run, FtHookDrop drop) : state_(state), run_(run), drop_(drop) {}
+  RustHook(uint64_t id, void *state, FtHook run, FtHookDrop drop)
+      : id(id), state_(state), run_(run), drop_(drop) {}
   ~RustHook() override { drop_(state_); }
   void operator()(const torch::autograd::Variable &tensor) override {
     Tensor handle = tensor;
@@ -22,6 +23,8 @@ struct RustHook : public torch::autograd::PostAccumulateGradHook {
     }
   }
 
+  const uint64_t id;
+
  private:
   void *state_;
   FtHook run_;
@@ -29,8 +32,9 @@ struct RustHook : public torch::autograd::PostAccumulateGradHook {
 };
 }  // namespace
 
-extern "C" char *ft_hook_set(Tensor *tensor, void *state, FtHook run, FtHookDrop drop) {
-  auto hook = std::make_unique<RustHook>(state, run, drop);
+extern "C" char *ft_hook_set(Tensor *tensor, uint64_t id, void *state, FtHook run,
+                             FtHookDrop drop) {
+  auto hook = std::make_unique<RustHook>(id, state, run, drop);
   FT_BEGIN
   TORCH_CHECK(tensor->requires_grad() && tensor->is_leaf(),
               "a post-accumulate-grad hook needs a leaf that requires grad");
@@ -38,8 +42,11 @@ extern "C" char *ft_hook_set(Tensor *tensor, void *state, FtHook run, FtHookDrop
   FT_END
 }
 
-extern "C" char *ft_hook_clear(Tensor *tensor) {
+// Leaves a hook of another id where it is: it has replaced the one that is meant.
+extern "C" char *ft_hook_clear(Tensor *tensor, uint64_t id) {
   FT_BEGIN
-  torch::autograd::impl::set_post_acc_grad_hooks(*tensor, nullptr);
+  auto &slot = torch::autograd::impl::post_acc_grad_hooks(*tensor);
+  const auto *hook = dynamic_cast<const RustHook *>(slot.get());
+  if (hook && hook->id == id) torch::autograd::impl::set_post_acc_grad_hooks(*tensor, nullptr);
   FT_END
 }

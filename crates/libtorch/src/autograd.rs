@@ -228,3 +228,25 @@ pub fn identity(tensor: &Tensor) -> usize {
     // SAFETY: the handle is live; the address is compared, never followed.
     unsafe { ffi::ft_tensor_identity(tensor.as_ptr()) as usize }
 }
+
+/// Whether a graph is being built on this thread.
+pub fn enabled() -> bool {
+    // SAFETY: reads a flag of this thread.
+    unsafe { ffi::ft_grad_enabled() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enabled;
+
+    #[test]
+    fn the_mode_is_that_of_the_guards_around() {
+        assert!(enabled());
+        let guard = tch::no_grad_guard();
+        assert!(!enabled());
+        assert!(tch::with_grad(enabled));
+        assert!(!enabled());
+        drop(guard);
+        assert!(enabled());
+    }
+}

@@ -28,6 +28,7 @@ unsafe extern "C" {
     pub(crate) fn ft_string_free(text: *mut c_char);
     pub(crate) fn ft_string_copy(text: *const c_char, length: usize) -> *mut c_char;
     pub(crate) fn ft_tensor_identity(tensor: *const C_tensor) -> *const c_void;
+    pub(crate) fn ft_grad_enabled() -> bool;
     pub(crate) fn ft_autograd_attach(
         name: *const c_char,
         inputs: *const *mut C_tensor,
@@ -60,11 +61,12 @@ unsafe extern "C" {
     pub(crate) fn ft_set_grad(tensor: *mut C_tensor, gradient: *const C_tensor) -> *mut c_char;
     pub(crate) fn ft_hook_set(
         tensor: *mut C_tensor,
+        id: u64,
         state: *mut c_void,
         run: Hook,
         drop: Drop,
     ) -> *mut c_char;
-    pub(crate) fn ft_hook_clear(tensor: *mut C_tensor) -> *mut c_char;
+    pub(crate) fn ft_hook_clear(tensor: *mut C_tensor, id: u64) -> *mut c_char;
     pub(crate) fn ft_fused_adamw(
         parameters: *const *mut C_tensor,
         gradients: *const *mut C_tensor,

@@ -52,6 +52,8 @@ pub fn fused_adamw(slots: &[AdamWSlot], options: AdamWStep) -> Result<()> {
                 ));
             }
         }
+    }
+    for slot in slots {
         let mut step = slot.step.shallow_clone();
         let _ = step.f_add_scalar_(1)?;
     }

@@ -31,6 +31,27 @@ fn a_hook_sees_the_accumulated_gradient_until_it_is_dropped() {
 }
 
 #[test]
+fn a_replaced_hook_takes_nothing_away_when_its_handle_goes() {
+    let x = Tensor::from_slice(&[3.0_f32]).set_requires_grad(true);
+    let calls: Arc<Mutex<Vec<&str>>> = Arc::default();
+    let hook = |name: &'static str| {
+        let calls = calls.clone();
+        hooks::on_grad_accumulated(&x, move |_| {
+            calls.lock().unwrap().push(name);
+            Ok(())
+        })
+        .unwrap()
+    };
+    let first = hook("first");
+    let second = hook("second");
+    drop(first);
+    backward(&[&(&x * 2.0)], &[None], false).unwrap();
+    drop(second);
+    backward(&[&(&x * 2.0)], &[None], false).unwrap();
+    assert_eq!(*calls.lock().unwrap(), ["second"]);
+}
+
+#[test]
 fn a_hook_may_fail_and_needs_a_leaf() {
     let x = Tensor::from_slice(&[1.0_f32]).set_requires_grad(true);
     let _handle = hooks::on_grad_accumulated(&x, |_| Err(Error::function("full"))).unwrap();

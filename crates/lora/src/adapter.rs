@@ -44,16 +44,11 @@ impl Adapter for Lora {
     }
 
     fn shard(&self, shard: Shard) -> Result<Box<dyn Adapter>> {
-        let part = |param: &Param, dim: i64| -> Result<Param> {
-            let part = Param::new(shard.of(&param.tensor().detach(), dim)?);
-            part.set_trainable(param.trainable())?;
-            Ok(part)
-        };
         // Outputs split B's rows; inputs split A's columns, and the partial products add up with
         // the operator's.
         let (a, b) = match shard.split {
-            Split::Out => (self.a.clone(), part(&self.b, 0)?),
-            Split::In => (part(&self.a, 1)?, self.b.clone()),
+            Split::Out => (self.a.clone(), shard.of_param(&self.b, 0)?),
+            Split::In => (shard.of_param(&self.a, 1)?, self.b.clone()),
         };
         Ok(Box::new(Lora { a, b, ..*self }))
     }

@@ -89,7 +89,7 @@ impl Default for LoraConfig {
 
 /// The features that PEFT's files can ask for and this crate does not build, with the values that
 /// mean "off".
-const OFF: [(&str, &[&str]); 9] = [
+const OFF: [(&str, &[&str]); 17] = [
     ("use_dora", &["false", "null"]),
     ("bias", &["\"none\"", "null"]),
     ("lora_bias", &["false", "null"]),
@@ -99,6 +99,27 @@ const OFF: [(&str, &[&str]); 9] = [
     ("exclude_modules", &["null", "[]"]),
     ("target_parameters", &["null", "[]"]),
     ("trainable_token_indices", &["null", "[]"]),
+    ("layer_replication", &["null", "[]"]),
+    ("use_qalora", &["false", "null"]),
+    ("use_bdlora", &["false", "null"]),
+    ("alora_invocation_tokens", &["null", "[]"]),
+    ("arrow_config", &["null"]),
+    ("kasa_config", &["null"]),
+    ("monteclora_config", &["null"]),
+    ("velora_config", &["null"]),
+];
+
+const INIT: &str = "init_lora_weights";
+
+/// Initialisations that leave the base as it is. Under any other (pissa, olora, loftq, …) the
+/// adapter belongs to a base that PEFT changes on loading.
+const PLAIN_INIT: [&str; 6] = [
+    "null",
+    "true",
+    "false",
+    "\"gaussian\"",
+    "\"eva\"",
+    "\"orthogonal\"",
 ];
 
 impl LoraConfig {
@@ -163,7 +184,21 @@ impl LoraConfig {
                 return fail(format!("`{key}: {value}` is not supported"));
             }
         }
+        let init = self.extra.get(INIT).unwrap_or(&Value::Null);
+        if !PLAIN_INIT.contains(&init.to_string().as_str()) {
+            return fail(format!("`{INIT}: {init}` is not supported"));
+        }
         Ok(())
+    }
+
+    /// Says that a fresh adapter starts as this crate starts one.
+    pub(crate) fn check_init(&self) -> Result<()> {
+        match self.extra.get(INIT) {
+            None | Some(Value::Null | Value::Bool(true)) => Ok(()),
+            Some(init) => Err(Error::Config(format!(
+                "a fresh adapter with `{INIT}: {init}` is not supported"
+            ))),
+        }
     }
 
     /// Says whether `path` is a target.
@@ -183,22 +218,15 @@ impl LoraConfig {
     /// # Errors
     /// A pattern that is no regular expression or whose value is no number.
     pub fn rank_and_scale(&self, path: &str) -> Result<(i64, f64)> {
-        let r = first_hit(&self.rank_pattern, path)?.map_or(self.r, |value| value as i64);
+        let r = first_hit(&self.rank_pattern, path)?.unwrap_or(self.r as f64);
         let alpha = first_hit(&self.alpha_pattern, path)?.unwrap_or(self.lora_alpha);
-        if r < 1 {
+        if r < 1.0 || r.fract() != 0.0 {
             return Err(Error::Config(format!(
                 "rank_pattern gives r = {r} at `{path}`"
             )));
         }
-        Ok((
-            r,
-            alpha
-                / if self.use_rslora {
-                    (r as f64).sqrt()
-                } else {
-                    r as f64
-                },
-        ))
+        let divisor = if self.use_rslora { r.sqrt() } else { r };
+        Ok((r as i64, alpha / divisor))
     }
 }
 

@@ -26,6 +26,14 @@ pub enum Error {
         /// The last parts of the linears' paths.
         known: String,
     },
+    /// Merging would change more than the target.
+    #[error("the adapter of `{path}` cannot be merged: its weight is `{other}` too")]
+    Tied {
+        /// The target.
+        path: String,
+        /// Where else its weight stands.
+        other: String,
+    },
     /// The model has an adapter of that name already.
     #[error("the model already has an adapter `{0}`")]
     Taken(String),

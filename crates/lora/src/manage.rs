@@ -4,8 +4,8 @@ use crate::{Error, Lora, LoraConfig, Result};
 use ferrotune_nn::libtorch::random::Generator;
 use ferrotune_nn::libtorch::tch::{Kind, Tensor};
 use ferrotune_nn::module::{linear_paths, set_trainable};
-use ferrotune_nn::{Linear, Module, Param};
-use std::collections::BTreeSet;
+use ferrotune_nn::{Linear, Module, Param, Visitor};
+use std::collections::{BTreeSet, HashMap};
 
 /// Attaches a fresh adapter to every target: A uniform as Kaiming with a = √5, B zero, both fp32,
 /// so that the model computes what it did before.
@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 /// # Errors
 /// A configuration that matches nothing, or a name that is taken.
 pub fn attach(model: &mut dyn Module, name: &str, config: &LoraConfig, seed: u64) -> Result<()> {
+    config.check_init()?;
     let mut generator: Option<Generator> = None;
     attach_with(model, name, config, |_, linear, r| {
         let (out, inputs) = linear.op().shape();
@@ -38,6 +39,11 @@ pub(crate) fn attach_with(
     mut matrices: impl FnMut(&str, &Linear, i64) -> Result<(Tensor, Tensor)>,
 ) -> Result<()> {
     config.check()?;
+    if name.is_empty() || name.contains(['.', '/', '\\']) {
+        return Err(Error::Config(format!(
+            "`{name}` cannot name an adapter: keys and folders are made of it"
+        )));
+    }
     if names_of(model).contains(name) {
         return Err(Error::Taken(name.to_owned()));
     }
@@ -84,11 +90,11 @@ pub(crate) fn attach_with(
 /// # Errors
 /// A model without that adapter.
 pub fn train_only(model: &mut dyn Module, name: &str) -> Result<()> {
-    set_trainable(model, false)?;
     let own = own_params(model, name);
     if own.is_empty() {
         return Err(Error::Unknown(name.to_owned()));
     }
+    set_trainable(model, false)?;
     Ok(own
         .iter()
         .try_for_each(|(_, param)| param.set_trainable(true))?)
@@ -114,7 +120,8 @@ pub fn set_active(model: &mut dyn Module, names: &[&str]) -> Result<()> {
 /// Adds adapter `name` into the weights; forward then costs what the base costs.
 ///
 /// # Errors
-/// A name that the model lacks, or a result that is not finite.
+/// A name that the model lacks, a weight that another part of the model shares, or a result that is
+/// not finite: what was merged so far is then taken out again.
 pub fn merge(model: &mut dyn Module, name: &str) -> Result<()> {
     set_merged(model, name, true)
 }
@@ -131,7 +138,80 @@ fn set_merged(model: &mut dyn Module, name: &str, merged: bool) -> Result<()> {
     if !names_of(model).contains(name) {
         return Err(Error::Unknown(name.to_owned()));
     }
-    each_linear(model, |_, linear| Ok(linear.set_merged(name, merged)?))
+    check_untied(model, name)?;
+    let mut done = BTreeSet::new();
+    let outcome = each_linear(model, |path, linear| {
+        let mut adapters = linear.adapters().iter();
+        if adapters.any(|attached| attached.name == name && attached.merged != merged) {
+            linear.set_merged(name, merged)?;
+            done.insert(path.to_owned());
+        }
+        Ok(())
+    });
+    if outcome.is_err() {
+        each_linear(model, |path, linear| {
+            if done.contains(path) {
+                linear.set_merged(name, !merged)?;
+            }
+            Ok(())
+        })?;
+    }
+    outcome
+}
+
+/// Says that no target of adapter `name` shares its weight: merged into an output layer that is the
+/// embedding, the adapter would change the embedding too.
+fn check_untied(model: &dyn Module, name: &str) -> Result<()> {
+    struct Places<'a> {
+        adapter: &'a str,
+        /// The first path of each parameter.
+        first: HashMap<usize, String>,
+        /// Parameters seen again, and where.
+        shared: HashMap<usize, String>,
+        targets: Vec<(String, usize)>,
+    }
+    impl Visitor for Places<'_> {
+        fn param(&mut self, path: &str, param: &Param) {
+            let first = self
+                .first
+                .entry(param.id())
+                .or_insert_with(|| path.to_owned());
+            if first != path {
+                self.shared.insert(param.id(), first.clone());
+            }
+        }
+        fn linear(&mut self, path: &str, linear: &Linear) {
+            struct Own(Vec<usize>);
+            impl Visitor for Own {
+                fn param(&mut self, _: &str, param: &Param) {
+                    self.0.push(param.id());
+                }
+            }
+            if linear
+                .adapters()
+                .iter()
+                .any(|attached| attached.name == self.adapter)
+            {
+                let mut own = Own(Vec::new());
+                linear.op().visit(path, &mut own);
+                self.targets
+                    .extend(own.0.into_iter().map(|id| (path.to_owned(), id)));
+            }
+        }
+    }
+    let mut places = Places {
+        adapter: name,
+        first: HashMap::new(),
+        shared: HashMap::new(),
+        targets: Vec::new(),
+    };
+    model.visit("", &mut places);
+    for (path, id) in places.targets {
+        if let Some(other) = places.shared.remove(&id) {
+            return Err(Error::Tied { path, other });
+        }
+    }
+    Ok(())
 }
 
 /// Takes adapter `name` off the model; what was merged stays merged.
@@ -165,7 +245,7 @@ pub(crate) fn own_params(model: &dyn Module, name: &str) -> Vec<(String, Param)>
 
 fn names_of(model: &dyn Module) -> BTreeSet<String> {
     struct Names(BTreeSet<String>);
-    impl ferrotune_nn::Visitor for Names {
+    impl Visitor for Names {
         fn linear(&mut self, _: &str, linear: &Linear) {
             self.0.extend(
                 linear

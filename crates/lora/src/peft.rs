@@ -66,3 +66,16 @@ pub fn load(model: &mut dyn Module, name: &str, dir: &Path) -> Result<LoraConfig
     }
     Ok(config)
 }
+
+/// Reads an adapter folder into adapter `name`, which the model has already.
+///
+/// # Errors
+/// A name that the model lacks; files that are missing or corrupt, or do not hold exactly this
+/// adapter's matrices.
+pub fn reload(model: &dyn Module, name: &str, dir: &Path) -> Result<()> {
+    let params = own_params(model, name);
+    if params.is_empty() {
+        return Err(Error::Unknown(name.to_owned()));
+    }
+    Ok(Weights::open(dir.join(ADAPTER_FILE))?.assign(&params)?)
+}

@@ -174,7 +174,9 @@ fn an_adapter_on_a_column_split_linear_gives_its_columns() {
                 rank,
                 world: 2,
             };
+            train_only(&mut single, "default").unwrap();
             single.proj.place(shard, Box::new(ColumnSplit)).unwrap();
+            assert_eq!(trainable(&single).len(), 2, "parts train as the whole did");
             single.proj.forward(&x, &Ctx::eval()).unwrap()
         })
         .collect();

@@ -109,6 +109,8 @@ pub enum RopeScaling {
     },
 }
 
+const PARTIAL: &str = "partial_rotary_factor";
+
 impl DecoderConfig {
     /// Reads `config.json` of a checkpoint folder and checks that its sizes fit.
     ///
@@ -117,8 +119,7 @@ impl DecoderConfig {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let config: Self = files::read_json(&path)?;
-        let checked = config.check().and_then(|()| config.rope().map(|_| ()));
-        checked.map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
+        config.check().map_err(|error| error.in_file(&path))?;
         Ok(config)
     }
 
@@ -140,6 +141,15 @@ impl DecoderConfig {
             .find_map(|key| self.extra.get(*key)?.as_str())
     }
 
+    /// Names the dtype under the key that is there, or under the one that every reader knows.
+    pub(crate) fn set_dtype(&mut self, dtype: &str) {
+        let key = ["dtype", "torch_dtype"]
+            .into_iter()
+            .find(|key| self.extra.contains_key(*key))
+            .unwrap_or("torch_dtype");
+        self.extra.insert(key.to_owned(), dtype.into());
+    }
+
     /// The rotary embedding, from either spelling.
     ///
     /// # Errors
@@ -151,10 +161,16 @@ impl DecoderConfig {
             .and_then(Value::as_f64)
             .or(self.rope_theta)
             .unwrap_or(10_000.0);
+        if theta <= 0.0 {
+            return Err(Error::Config(format!("`rope_theta` is {theta}")));
+        }
         let number = |key: &str| {
             get(key)
                 .and_then(Value::as_f64)
-                .ok_or_else(|| Error::Config(format!("rope scaling lacks the number `{key}`")))
+                .filter(|number| *number > 0.0)
+                .ok_or_else(|| {
+                    Error::Config(format!("rope scaling lacks the positive number `{key}`"))
+                })
         };
         let kind = get("rope_type")
             .or(get("type"))
@@ -180,7 +196,8 @@ impl DecoderConfig {
         Ok(Rope { theta, scaling })
     }
 
-    fn check(&self) -> Result<()> {
+    /// Says whether a decoder can be built from this.
+    pub(crate) fn check(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -190,7 +207,8 @@ impl DecoderConfig {
             ("num_key_value_heads", self.kv_heads()),
             ("head_dim", self.head_dim()),
         ];
-        if let Some((key, value)) = sizes.iter().find(|(_, value)| *value <= 0) {
+        let sane = 1..=i64::from(i32::MAX);
+        if let Some((key, value)) = sizes.iter().find(|(_, value)| !sane.contains(value)) {
             return Err(Error::Config(format!("`{key}` is {value}")));
         }
         let (heads, kv_heads) = (self.num_attention_heads, self.kv_heads());
@@ -222,6 +240,15 @@ impl DecoderConfig {
                 "use_sliding_window is not supported".to_owned(),
             ));
         }
-        Ok(())
+        let partial = self
+            .rope_parameters
+            .as_ref()
+            .and_then(|table| table.get(PARTIAL))
+            .or(self.extra.get(PARTIAL))
+            .and_then(Value::as_f64);
+        if let Some(part) = partial.filter(|part| *part != 1.0) {
+            return Err(Error::Config(format!("{PARTIAL} {part} is not supported")));
+        }
+        self.rope().map(|_| ())
     }
 }

@@ -91,6 +91,14 @@ impl Error {
         Error::Extension(error.into())
     }
 
+    /// A configuration's error with the file that it stands in.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
+        match self {
+            Error::Config(reason) => Error::Config(format!("{}: {reason}", path.display())),
+            other => other,
+        }
+    }
+
     /// `source` happened to `path`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io {

@@ -2,7 +2,7 @@
 
 use crate::config::{Rope, RopeScaling};
 use crate::factory::{Factory, Init};
-use crate::{Param, Result, module};
+use crate::{Error, Param, Result, module};
 use ferrotune_libtorch::Context;
 use ferrotune_libtorch::tch::{Device, Kind, Tensor};
 
@@ -97,40 +97,59 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Frequencies of a head of width `head_dim`.
-    pub fn new(rope: Rope, head_dim: i64) -> Self {
-        let frequency = |i: i64| {
-            let plain = rope.theta.powf(-((2 * i) as f64) / head_dim as f64);
-            (match rope.scaling {
-                RopeScaling::None => plain,
-                RopeScaling::Linear { factor } => plain / factor,
-                RopeScaling::Llama3 {
-                    factor,
-                    low,
-                    high,
-                    original,
-                } => {
-                    let turns = original * plain / std::f64::consts::TAU;
-                    let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                    plain / factor * (1.0 - keep) + plain * keep
+    /// Frequencies of a head of width `head_dim`, in fp32 and in the order of transformers'
+    /// operations: far into a text one unit in the last place of a frequency is a visible angle.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn new(rope: Rope, head_dim: i64) -> Result<Self> {
+        let options = (Kind::Float, Device::Cpu);
+        let exponents =
+            Tensor::f_arange_start_step(0, head_dim, 2, options)?.f_div_scalar(head_dim)?;
+        let plain = Tensor::f_pow_scalar(rope.theta, &exponents)?.f_reciprocal()?;
+        let stretch = |frequency: f32| match rope.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor as f32,
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => {
+                let wavelength = frequency.recip() * std::f64::consts::TAU as f32;
+                let keep =
+                    (wavelength.recip() * original as f32 - low as f32) / (high - low) as f32;
+                if wavelength > (original / low) as f32 {
+                    frequency / factor as f32
+                } else if wavelength < (original / high) as f32 {
+                    frequency
+                } else {
+                    (1.0 - keep) * frequency / factor as f32 + keep * frequency
                 }
-            }) as f32
+            }
         };
-        Self {
-            frequencies: (0..head_dim / 2).map(frequency).collect(),
-        }
+        Ok(Self {
+            frequencies: Vec::<f32>::try_from(plain)?
+                .into_iter()
+                .map(stretch)
+                .collect(),
+        })
     }
 
     /// The tables for `positions i64 [seq]` or `[batch, seq]`, in `kind`.
     ///
     /// # Errors
-    /// libtorch's.
+    /// Positions of another number of dimensions.
     pub fn tables(&self, positions: &Tensor, kind: Kind, device: Device) -> Result<RotaryTables> {
         let frequencies = Tensor::f_from_slice(&self.frequencies)?.f_to_device(device)?;
         // [batch or 1, 1, seq, head_dim / 2]: broadcasts over the heads.
         let positions = match positions.dim() {
             1 => positions.f_unsqueeze(0)?,
-            _ => positions.shallow_clone(),
+            2 => positions.shallow_clone(),
+            _ => {
+                let shape = positions.size();
+                return Err(Error::Invalid(format!("positions of shape {shape:?}")));
+            }
         };
         let angles = positions
             .f_to_kind(Kind::Float)?
@@ -151,7 +170,7 @@ impl RotaryTables {
     /// # Errors
     /// Sequence lengths that differ.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let half = x.size()[3] / 2;
+        let half = x.size4()?.3 / 2;
         let (first, second) = (x.f_narrow(-1, 0, half)?, x.f_narrow(-1, half, half)?);
         let turned = Tensor::f_cat(&[second.f_neg()?, first], -1)?;
         let straight = x.f_mul(&self.cos).on("rotary", &[x, &self.cos])?;

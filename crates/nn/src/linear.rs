@@ -34,21 +34,34 @@ impl Shard {
     /// This rank's part of `tensor` along `dim`.
     ///
     /// # Errors
-    /// A size that `world` does not divide.
+    /// A rank outside the world, a dimension that is not there, or a size that `world` does not
+    /// divide.
     pub fn of(&self, tensor: &Tensor, dim: i64) -> Result<Tensor> {
-        let size = tensor.size()[dim as usize];
-        if size % self.world != 0 {
+        let shape = tensor.size();
+        let size = usize::try_from(dim).ok().and_then(|dim| shape.get(dim));
+        let fits = (0..self.world).contains(&self.rank);
+        let Some(size) = size.filter(|size| fits && **size % self.world == 0) else {
+            let Self { rank, world, .. } = self;
             return Err(Error::Invalid(format!(
-                "{size} features do not split into {}",
-                self.world
+                "{shape:?} has no part {rank} of {world} along dimension {dim}"
             )));
-        }
+        };
         let part = size / self.world;
         let part = tensor.f_narrow(dim, self.rank * part, part)?;
         // A copy: a view would keep the whole alive.
-        let mut own = part.f_empty_like()?.f_contiguous()?;
+        let mut own = Tensor::f_empty(part.size(), (part.kind(), part.device()))?;
         own.f_copy_(&part)?;
         Ok(own)
+    }
+
+    /// [`Shard::of`] a parameter; the part trains if the whole did.
+    ///
+    /// # Errors
+    /// As [`Shard::of`].
+    pub fn of_param(&self, param: &Param, dim: i64) -> Result<Param> {
+        let part = Param::new(self.of(&param.tensor().detach(), dim)?);
+        part.set_trainable(param.trainable())?;
+        Ok(part)
     }
 }
 
@@ -63,6 +76,13 @@ pub trait LinearOp: Debug + Send + Sync {
     /// # Errors
     /// Operands that do not fit.
     fn apply(&self, x: &Tensor) -> Result<Tensor>;
+    /// [`LinearOp::apply`] and `bias [out]`: a kernel that adds it before it rounds is better.
+    ///
+    /// # Errors
+    /// Operands that do not fit.
+    fn apply_with_bias(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        add_bias(&self.apply(x)?, bias)
+    }
     /// `y [.., out]` times the weight: `[.., in]`.
     ///
     /// # Errors
@@ -138,8 +158,11 @@ impl Dense {
 
 impl LinearOp for Dense {
     fn shape(&self) -> (i64, i64) {
-        let size = self.weight.tensor().size();
-        (size[0], size[1])
+        match self.weight.tensor().size()[..] {
+            [out, inputs] => (out, inputs),
+            // No matrix fits nothing.
+            _ => (0, 0),
+        }
     }
     fn device(&self) -> Device {
         self.weight.tensor().device()
@@ -148,6 +171,12 @@ impl LinearOp for Dense {
         let weight = self.weight.tensor().f_to_kind(x.kind())?;
         Ok(x.f_linear::<Tensor>(&weight, None)
             .on("linear", &[x, &weight])?)
+    }
+    fn apply_with_bias(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let (weight, bias) = (self.weight.tensor().f_to_kind(kind)?, bias.f_to_kind(kind)?);
+        Ok(x.f_linear(&weight, Some(&bias))
+            .on("linear", &[x, &weight, &bias])?)
     }
     fn apply_transposed(&self, y: &Tensor) -> Result<Tensor> {
         let weight = self.weight.tensor().f_to_kind(y.kind())?;
@@ -161,13 +190,15 @@ impl LinearOp for Dense {
     }
     fn shard(&self, shard: Shard) -> Result<Box<dyn LinearOp>> {
         let dim = if shard.split == Split::Out { 0 } else { 1 };
-        Ok(Box::new(Dense::new(Param::new(
-            shard.of(&self.weight.tensor().detach(), dim)?,
-        ))))
+        Ok(Box::new(Dense::new(shard.of_param(&self.weight, dim)?)))
     }
     fn visit(&self, path: &str, visitor: &mut dyn Visitor) {
         visitor.param(&join(path, "weight"), &self.weight);
     }
+}
+
+fn add_bias(y: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    Ok(y.f_add(&bias.f_to_kind(y.kind())?).on("bias", &[y, bias])?)
 }
 
 /// An adapter in its slot.
@@ -183,7 +214,8 @@ pub struct Attached {
     pub merged: bool,
 }
 
-/// A linear layer: input collective, operator plus adapters, output collective, bias.
+/// A linear layer: input collective, operator plus adapters, output collective, bias. Where nothing
+/// stands between the operator and the bias, the operator adds it.
 #[derive(Debug)]
 pub struct Linear {
     op: Box<dyn LinearOp>,
@@ -273,12 +305,14 @@ impl Linear {
             return Ok(());
         }
         let weight = self.op.dense()?;
-        let delta = attached.adapter.weight_delta()?.f_to_kind(weight.kind())?;
+        // In the adapter's dtype, as a rule the wider one, so that the sum is rounded once.
+        let delta = attached.adapter.weight_delta()?;
         let result = if merged {
             weight.f_add(&delta)?
         } else {
             weight.f_sub(&delta)?
-        };
+        }
+        .f_to_kind(weight.kind())?;
         if !bool::try_from(result.f_isfinite()?.f_all()?)? {
             return Err(Error::Invalid(format!(
                 "merging adapter `{name}` gives non-finite weights"
@@ -301,7 +335,7 @@ impl Linear {
             .map(|attached| attached.adapter.shard(shard))
             .collect::<Result<_>>()?;
         if let (Split::Out, Some(bias)) = (shard.split, &self.bias) {
-            self.bias = Some(Param::new(shard.of(&bias.tensor().detach(), 0)?));
+            self.bias = Some(shard.of_param(bias, 0)?);
         }
         self.op = op;
         for (attached, part) in self.adapters.iter_mut().zip(parts) {
@@ -322,16 +356,29 @@ impl Linear {
             .map(|placement| placement.enter(x))
             .transpose()?;
         let x = entered.as_ref().unwrap_or(x);
+        let bias = self.bias.as_ref().map(Param::tensor);
+        if let (Some(bias), None, false) = (bias, &self.placement, self.is_adapted(ctx)) {
+            return self.op.apply_with_bias(x, bias);
+        }
         let mut y = self.adapt(x, self.op.apply(x)?, ctx)?;
         if let Some(placement) = &self.placement {
             y = placement.leave(y)?;
         }
-        if let Some(bias) = &self.bias {
-            y = y
-                .f_add(&bias.tensor().f_to_kind(y.kind())?)
-                .on("bias", &[&y, bias.tensor()])?;
+        match bias {
+            Some(bias) => add_bias(&y, bias),
+            None => Ok(y),
         }
-        Ok(y)
+    }
+
+    /// Whether [`Linear::adapt`] does anything.
+    fn is_adapted(&self, ctx: &Ctx) -> bool {
+        let mut waiting = self.adapters.iter().filter(|attached| !attached.merged);
+        waiting.any(|attached| match &ctx.adapters {
+            Adapters::Active => attached.active,
+            Adapters::Off => false,
+            Adapters::Named(names) => names.contains(&attached.name),
+            Adapters::PerRow(rows) => rows.iter().flatten().any(|name| *name == attached.name),
+        })
     }
 
     fn adapt(&self, x: &Tensor, mut y: Tensor, ctx: &Ctx) -> Result<Tensor> {
@@ -360,8 +407,8 @@ impl Linear {
         rows: &[Option<String>],
         ctx: &Ctx,
     ) -> Result<Tensor> {
-        if rows.len() as i64 != x.size()[0] {
-            let batch = x.size()[0];
+        let batch = x.size().first().copied().unwrap_or(0);
+        if rows.len() as i64 != batch {
             return Err(Error::Invalid(format!(
                 "{} adapter names for {batch} rows",
                 rows.len()

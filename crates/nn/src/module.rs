@@ -4,7 +4,7 @@ use crate::{Block, Error, Linear, Param, Result};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// A layer or model. [`module!`](crate::module) writes the implementation for a struct.
+/// A layer or model. [`module!`](macro@crate::module) writes the implementation for a struct.
 ///
 /// Paths are those of the checkpoint, `model.layers.0.self_attn.q_proj`: the one name for target
 /// modules, sharding plans and saved keys.

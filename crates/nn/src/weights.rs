@@ -1,8 +1,9 @@
 //! Checkpoints on disk: safetensors, mapped into memory, one file or shards with an index.
 
-use crate::{Error, Result, files};
+use crate::{Error, Param, Result, files};
 use ferrotune_libtorch::tch::{Device, Kind, Tensor, no_grad_guard};
 use memmap2::Mmap;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -18,6 +19,7 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
+    #[serde(default)]
     metadata: serde_json::Map<String, serde_json::Value>,
     weight_map: BTreeMap<String, String>,
 }
@@ -47,20 +49,18 @@ impl ShardFile {
         // SAFETY: a private read-only map. Another process that truncates the file under us makes
         // reads fail with SIGBUS, as for every reader of safetensors; the type's docs say so.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, source))?;
-        let corrupt = |reason: String| Error::Corrupt {
+        let read = safetensors::SafeTensors::read_metadata(&map);
+        let (header, metadata) = read.map_err(|error| Error::Corrupt {
             path: path.clone(),
-            reason,
-        };
-        let (header, metadata) = safetensors::SafeTensors::read_metadata(&map)
-            .map_err(|error| corrupt(error.to_string()))?;
-        let (data, length) = (header + 8, metadata.data_len());
-        if map.len() != data + length {
-            return Err(corrupt(format!(
-                "{} bytes, the header says {}",
-                map.len(),
-                data + length
-            )));
-        }
+            reason: match error {
+                SafeTensorError::MetadataIncompleteBuffer => format!(
+                    "its {} bytes are not as many as its header says: cut short, or padded",
+                    map.len()
+                ),
+                other => other.to_string(),
+            },
+        })?;
+        let data = header + 8;
         Ok(Self {
             path,
             map,
@@ -79,14 +79,17 @@ impl Weights {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let index = path.join(INDEX_FILE);
-        let files: Vec<PathBuf> = if path.is_file() {
-            vec![path.to_owned()]
+        let (files, weight_map) = if path.is_file() {
+            (vec![path.to_owned()], BTreeMap::new())
         } else if index.exists() {
-            let index: Index = files::read_json(&index)?;
-            let names: BTreeSet<String> = index.weight_map.into_values().collect();
-            names.into_iter().map(|name| path.join(name)).collect()
+            let Index { weight_map, .. } = files::read_json(&index)?;
+            let names: BTreeSet<&String> = weight_map.values().collect();
+            (
+                names.into_iter().map(|name| path.join(name)).collect(),
+                weight_map,
+            )
         } else {
-            vec![path.join(SINGLE_FILE)]
+            (vec![path.join(SINGLE_FILE)], BTreeMap::new())
         };
         let shards = files
             .into_iter()
@@ -98,18 +101,17 @@ impl Weights {
                 place.insert(name, i);
             }
         }
-        if index.exists() {
-            let index: Index = files::read_json(&index)?;
-            if let Some((name, file)) = index.weight_map.iter().find(|(name, file)| {
-                place
-                    .get(*name)
-                    .is_none_or(|i| shards[*i].path != path.join(file))
-            }) {
-                return Err(Error::Missing {
-                    name: name.clone(),
-                    path: path.join(file),
-                });
-            }
+        // Where the index speaks, it decides.
+        for (name, file) in weight_map {
+            let file = path.join(file);
+            let shard = shards
+                .iter()
+                .position(|shard| shard.path == file && shard.metadata.info(&name).is_some());
+            let shard = shard.ok_or_else(|| Error::Missing {
+                name: name.clone(),
+                path: file,
+            })?;
+            place.insert(name, shard);
         }
         Ok(Self {
             path: path.to_owned(),
@@ -191,6 +193,23 @@ impl Weights {
         Ok(tensor)
     }
 
+    /// Overwrites each parameter with the tensor of its name, all of them or none; the checkpoint
+    /// holds nothing else.
+    ///
+    /// # Errors
+    /// A name that is missing or unknown, another shape, or an integer where a float is needed.
+    pub fn assign(&self, params: &[(String, Param)]) -> Result<()> {
+        let read = |(name, param): &(String, Param)| {
+            let tensor = param.tensor();
+            let (shape, kind) = (tensor.size(), tensor.kind());
+            self.load(name, Some(&shape), Some(kind), tensor.device())
+        };
+        let values = params.iter().map(read).collect::<Result<Vec<_>>>()?;
+        self.finish(|_| false)?;
+        let mut pairs = params.iter().zip(&values);
+        pairs.try_for_each(|((_, param), value)| param.assign(value))
+    }
+
     /// Says that every tensor was used, but for those that `ignore` accepts.
     ///
     /// # Errors
@@ -215,7 +234,7 @@ impl Weights {
 
 /// The bytes of a map as a tensor that borrows them; unaligned ones are copied first.
 fn view(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor> {
-    if bytes.as_ptr() as usize % kind.elt_size_in_bytes() != 0 {
+    if !(bytes.as_ptr() as usize).is_multiple_of(kind.elt_size_in_bytes()) {
         return Ok(Tensor::f_from_data_size(bytes, shape, kind)?);
     }
     let mut strides = vec![1; shape.len()];
@@ -325,15 +344,22 @@ pub fn save_file<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<()> {
+    stage_file(path, tensors)?.commit()
+}
+
+fn stage_file<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<files::Staged> {
     let stored: Vec<(&str, Stored)> = tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, Stored::new(name, tensor, path)?)))
         .collect::<Result<_>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    files::replace(path, |temporary| {
+    files::stage(path, |temporary| {
         let views = stored.iter().map(|(name, stored)| (*name, stored));
         serialize_to_file(views, Some(metadata), temporary).map_err(|error| match error {
-            safetensors::SafeTensorError::IoError(source) => Error::io(path, source),
+            SafeTensorError::IoError(source) => Error::io(path, source),
             other => Error::Corrupt {
                 path: path.to_owned(),
                 reason: other.to_string(),
@@ -342,48 +368,118 @@ pub fn save_file<'a>(
     })
 }
 
-/// Writes a checkpoint as Hugging Face does: one file up to `max_shard_bytes`, else shards and then
-/// their index. What is half written does not load.
+/// Writes a checkpoint as Hugging Face does: one file up to `max_shard_bytes`, else shards and their
+/// index. What is half written does not load, and a checkpoint that stood in the folder does until
+/// the new one is whole; then its files go.
 ///
 /// # Errors
 /// The system's.
 pub fn save(dir: &Path, tensors: &[(String, Tensor)], max_shard_bytes: usize) -> Result<()> {
+    stage(dir, tensors, max_shard_bytes)?.commit()
+}
+
+/// A checkpoint whose bytes are on disk and which only renames separate from being there.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    shards: Vec<files::Staged>,
+    index: Option<files::Staged>,
+    /// Files of the checkpoint that is replaced: its entry point first, so that it never loads in part.
+    stale: Vec<PathBuf>,
+}
+
+pub(crate) fn stage(
+    dir: &Path,
+    tensors: &[(String, Tensor)],
+    max_shard_bytes: usize,
+) -> Result<Staged> {
     std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))?;
-    let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-    let mut shards: Vec<(usize, Vec<&(String, Tensor)>)> = Vec::new();
-    for entry in tensors {
-        let size = bytes(&entry.1);
-        match shards.last_mut() {
-            Some((filled, shard)) if *filled + size <= max_shard_bytes => {
-                *filled += size;
-                shard.push(entry);
-            }
-            _ => shards.push((size, vec![entry])),
-        }
-    }
-    let write = |name: &str, shard: &[&(String, Tensor)]| {
-        save_file(
-            &dir.join(name),
-            shard.iter().map(|entry| (entry.0.as_str(), &entry.1)),
-        )
-    };
-    if shards.len() <= 1 {
-        let all: Vec<_> = tensors.iter().collect();
-        return write(SINGLE_FILE, &all);
-    }
+    let index_path = dir.join(INDEX_FILE);
+    // An index that does not parse holds nothing worth keeping.
+    let old: BTreeSet<String> = files::read_json::<Index>(&index_path)
+        .map(|index| index.weight_map.into_values().collect())
+        .unwrap_or_default();
+    let split = split(tensors, max_shard_bytes);
+    let names = shard_names(split.len(), &old);
     let mut weight_map = BTreeMap::new();
-    for (i, (_, shard)) in shards.iter().enumerate() {
-        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write(&file, shard)?;
-        weight_map.extend(shard.iter().map(|entry| (entry.0.clone(), file.clone())));
+    let mut shards = Vec::new();
+    for (name, shard) in names.iter().zip(&split) {
+        let entries = shard.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        shards.push(stage_file(&dir.join(name), entries)?);
+        weight_map.extend(shard.iter().map(|(entry, _)| (entry.clone(), name.clone())));
     }
-    let total: usize = shards.iter().map(|(size, _)| size).sum();
+    let entry = if names.len() == 1 {
+        INDEX_FILE
+    } else {
+        SINGLE_FILE
+    };
+    let stale = std::iter::once(entry)
+        .chain(
+            old.iter()
+                .map(String::as_str)
+                .filter(|file| !names.iter().any(|name| name == file)),
+        )
+        .map(|file| dir.join(file))
+        .filter(|file| file.exists())
+        .collect();
+    let total: usize = tensors.iter().map(|(_, tensor)| bytes(tensor)).sum();
     let metadata = serde_json::Map::from_iter([("total_size".to_owned(), total.into())]);
-    files::write_json(
-        &dir.join(INDEX_FILE),
-        &Index {
-            metadata,
-            weight_map,
-        },
-    )
+    let index = Index {
+        metadata,
+        weight_map,
+    };
+    let index = (names.len() > 1).then(|| files::stage_json(&index_path, &index));
+    Ok(Staged {
+        shards,
+        index: index.transpose()?,
+        stale,
+    })
+}
+
+impl Staged {
+    /// Puts the checkpoint in place.
+    pub(crate) fn commit(self) -> Result<()> {
+        for file in self.shards.into_iter().chain(self.index) {
+            file.commit()?;
+        }
+        for path in self.stale {
+            std::fs::remove_file(&path).map_err(|source| Error::io(path, source))?;
+        }
+        Ok(())
+    }
+}
+
+fn bytes(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
+}
+
+/// Cuts the list where the next tensor would exceed `max_bytes`; one part at least.
+fn split(tensors: &[(String, Tensor)], max_bytes: usize) -> Vec<&[(String, Tensor)]> {
+    let (mut parts, mut start, mut filled) = (Vec::new(), 0, 0);
+    for (i, (_, tensor)) in tensors.iter().enumerate() {
+        if i > start && filled + bytes(tensor) > max_bytes {
+            parts.push(&tensors[start..i]);
+            (start, filled) = (i, 0);
+        }
+        filled += bytes(tensor);
+    }
+    parts.push(&tensors[start..]);
+    parts
+}
+
+/// Hugging Face's names for `count` shards, or a variant of them where the checkpoint that stands
+/// uses those: its shards must outlive the writing of the new ones.
+fn shard_names(count: usize, taken: &BTreeSet<String>) -> Vec<String> {
+    if count == 1 {
+        return vec![SINGLE_FILE.to_owned()];
+    }
+    let names = |stem: &str| -> Vec<String> {
+        (1..=count)
+            .map(|i| format!("{stem}-{i:05}-of-{count:05}.safetensors"))
+            .collect()
+    };
+    ["model", "model-new"]
+        .map(names)
+        .into_iter()
+        .find(|names| names.iter().all(|name| !taken.contains(name)))
+        .unwrap_or_else(|| names("model"))
 }

@@ -8,10 +8,7 @@ use tokenizers::{
         bpe::{BPE, BpeTrainer},
     },
     pre_tokenizers::{
-        PreTokenizerWrapper,
-        byte_level::ByteLevel,
-        sequence::Sequence,
-        split::{Split, SplitPattern},
+        self, PreTokenizerWrapper, byte_level::ByteLevel, sequence::Sequence, split::SplitPattern,
     },
 };
 
@@ -19,6 +16,8 @@ use crate::{Error, Result, Tokenizer};
 
 /// Digits and the Chinese characters that numbers are written with.
 const NUMERAL: &str = "[0-9零〇一二两三四五六七八九十百千万亿]";
+/// Digits and all Chinese characters.
+const CHARACTER: &str = r"[0-9\p{Han}]";
 
 /// What [`Tokenizer::train_bpe`] makes. The default suits a small ChatML model: `<|im_end|>` ends a turn and a
 /// sequence alike.
@@ -34,8 +33,20 @@ pub struct BpeOptions {
     pub pad: String,
     /// Further special tokens.
     pub special_tokens: Vec<String>,
-    /// Every digit and Chinese numeral stays a token of its own, so that sums are not learnt by heart as words.
-    pub split_numerals: bool,
+    /// What stays a token of its own.
+    pub split: Split,
+}
+
+/// What the merges of a vocabulary never reach across.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Split {
+    /// Nothing but what the bytes' own rules separate.
+    Nothing,
+    /// Every digit and Chinese numeral, so that sums are not learnt by heart as words.
+    #[default]
+    Numerals,
+    /// Every digit and Chinese character: a small model then sees a word as the same tokens wherever it stands.
+    Characters,
 }
 
 impl Default for BpeOptions {
@@ -46,7 +57,7 @@ impl Default for BpeOptions {
             eos: "<|im_end|>".to_owned(),
             pad: "<|endoftext|>".to_owned(),
             special_tokens: vec!["<|im_start|>".to_owned()],
-            split_numerals: true,
+            split: Split::default(),
         }
     }
 }
@@ -83,11 +94,17 @@ impl Tokenizer {
 
         let bytes = ByteLevel::new(false, false, true);
         let mut split: Vec<PreTokenizerWrapper> = Vec::new();
-        if options.split_numerals {
-            let pattern = SplitPattern::Regex(NUMERAL.to_owned());
-            let numerals = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+        let pattern = match options.split {
+            Split::Nothing => None,
+            Split::Numerals => Some(NUMERAL),
+            Split::Characters => Some(CHARACTER),
+        };
+        if let Some(pattern) = pattern {
+            let pattern = SplitPattern::Regex(pattern.to_owned());
+            let isolated =
+                pre_tokenizers::split::Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
             split.push(
-                numerals
+                isolated
                     .map_err(|source| failed(source.to_string()))?
                     .into(),
             );

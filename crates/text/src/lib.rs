@@ -35,7 +35,7 @@ mod stream;
 mod template;
 mod tokenizer;
 
-pub use bpe::BpeOptions;
+pub use bpe::{BpeOptions, Split};
 pub use error::{Error, Result};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Message};

@@ -3,7 +3,7 @@
 
 use std::{error::Error as _, fs, path::PathBuf};
 
-use ferrotune_text::{BpeOptions, ChatTemplate, Error, Message, Tokenizer};
+use ferrotune_text::{BpeOptions, ChatTemplate, Error, Message, Split, Tokenizer};
 use proptest::prelude::*;
 
 fn fixture(name: &str) -> PathBuf {
@@ -19,12 +19,12 @@ const CORPUS: [&str; 4] = [
     "hello hello world",
 ];
 
-fn trained(vocab_size: usize, split_numerals: bool) -> Tokenizer {
+fn trained(vocab_size: usize, split: Split) -> Tokenizer {
     Tokenizer::train_bpe(
         CORPUS,
         &BpeOptions {
             vocab_size,
-            split_numerals,
+            split,
             ..BpeOptions::default()
         },
     )
@@ -34,7 +34,7 @@ fn trained(vocab_size: usize, split_numerals: bool) -> Tokenizer {
 proptest! {
     #[test]
     fn a_trained_vocabulary_round_trips_every_string(text in "\\PC{0,40}", raw: String) {
-        thread_local!(static TRAINED: Tokenizer = trained(320, true));
+        thread_local!(static TRAINED: Tokenizer = trained(320, Split::Numerals));
         TRAINED.with(|tokenizer| {
             for text in [text, raw] {
                 let ids = tokenizer.encode(&text, true).unwrap();
@@ -78,7 +78,7 @@ fn numerals_stay_apart_and_other_words_merge() {
     let pieces = |tokenizer: &Tokenizer, text: &str| {
         tokenizer.encode_with_offsets(text, false).unwrap().ranges
     };
-    let split = trained(400, true);
+    let split = trained(400, Split::Numerals);
     assert!(pieces(&split, "今天天气很好").len() < 6);
     for range in pieces(&split, "三加四等于七，13+14=27") {
         let piece = &"三加四等于七，13+14=27"[range];
@@ -88,14 +88,24 @@ fn numerals_stay_apart_and_other_words_merge() {
             .count();
         assert!(numerals == 0 || piece.chars().count() == 1, "{piece:?}");
     }
-    assert_eq!(pieces(&trained(400, false), "三加四等于七").len(), 1);
+    assert_eq!(
+        pieces(&trained(400, Split::Nothing), "三加四等于七").len(),
+        1
+    );
+    let characters = trained(2000, Split::Characters);
+    for range in pieces(&characters, "今天天气很好，三加四等于七") {
+        assert_eq!("今天天气很好，三加四等于七"[range].chars().count(), 1);
+    }
 }
 
 #[test]
 fn training_is_repeatable_and_says_what_it_cannot_do() {
     let text = |tokenizer: Tokenizer| tokenizer.inner().to_string(false).unwrap();
-    assert_eq!(text(trained(330, true)), text(trained(330, true)));
-    assert_eq!(trained(300, true).vocab_size(), 300);
+    assert_eq!(
+        text(trained(330, Split::Numerals)),
+        text(trained(330, Split::Numerals))
+    );
+    assert_eq!(trained(300, Split::Numerals).vocab_size(), 300);
 
     let small = Tokenizer::train_bpe(
         CORPUS,
@@ -115,7 +125,7 @@ fn training_is_repeatable_and_says_what_it_cannot_do() {
 #[test]
 fn saving_and_reading_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut tokenizer = trained(330, true);
+    let mut tokenizer = trained(330, Split::Numerals);
     tokenizer.set_chat_template(ChatTemplate::builtin("chatml").unwrap());
     tokenizer.save(&dir).unwrap();
     let again = Tokenizer::from_dir(&dir).unwrap();

@@ -9,7 +9,10 @@ use std::collections::HashSet;
 
 use rand::{Rng, seq::SliceRandom};
 
-use super::{Category, Quota, Row, Subject, fill, numerals::{count, numeral}};
+use super::{
+    Category, Quota, Row, Subject, fill,
+    numerals::{count, numeral},
+};
 
 /// Which numbers are reckoned with.
 #[derive(Clone, Copy)]
@@ -80,60 +83,108 @@ pub(super) fn build(range: Range, quota: Quota, rng: &mut impl Rng) -> Subject {
         let take = asked.len() < quota.held_out / 2 && a + b <= range.number;
         if take {
             // Either order, as the corpus has both.
-            asked.push(if rng.random() { Fact::sum(a, b) } else { Fact::sum(b, a) });
+            asked.push(if rng.random() {
+                Fact::sum(a, b)
+            } else {
+                Fact::sum(b, a)
+            });
         }
         !take
     });
     let differences = quota.held_out - asked.len();
-    asked.extend(pairs.iter().take(differences).map(|&(a, b)| Fact::difference(b, a)));
-    let withheld: HashSet<(u32, u32)> = asked.iter().map(|f| (f.a.min(f.b), f.a.max(f.b))).collect();
+    asked.extend(
+        pairs
+            .iter()
+            .take(differences)
+            .map(|&(a, b)| Fact::difference(b, a)),
+    );
+    let withheld: HashSet<(u32, u32)> =
+        asked.iter().map(|f| (f.a.min(f.b), f.a.max(f.b))).collect();
 
     let told = |numbers: &[u32]| {
-        let mut pairs = numbers.iter().enumerate().flat_map(|(i, &a)| numbers[..i].iter().map(move |&b| (a.min(b), a.max(b))));
+        let mut pairs = numbers
+            .iter()
+            .enumerate()
+            .flat_map(|(i, &a)| numbers[..i].iter().map(move |&b| (a.min(b), a.max(b))));
         !pairs.any(|pair| withheld.contains(&pair))
     };
 
     let mut subject = Subject::new(quota);
-    let series = all(range).filter(|f| f.b <= range.smaller).map(|f| f.series(range)).filter(|s| told(s));
-    subject.sentences.extend(series.filter_map(|s| say_series(&s)));
+    let series = all(range)
+        .filter(|f| f.b <= range.smaller)
+        .map(|f| f.series(range))
+        .filter(|s| told(s));
+    subject
+        .sentences
+        .extend(series.filter_map(|s| say_series(&s)));
     for fact in all(range).filter(|f| told(&[f.a, f.b, f.c])) {
         subject.sentences.extend(fact.sentences());
-        subject.questions.extend((0..SUM_QUESTIONS.len()).map(|form| fact.question(form)));
+        subject
+            .questions
+            .extend((0..SUM_QUESTIONS.len()).map(|form| fact.question(form)));
     }
-    subject.held_out = asked.iter().map(|f| f.question(rng.random_range(0..SUM_QUESTIONS.len()))).collect();
+    subject.held_out = asked
+        .iter()
+        .map(|f| f.question(rng.random_range(0..SUM_QUESTIONS.len())))
+        .collect();
     subject
 }
 
 /// Every sum in both orders and every difference.
 fn all(range: Range) -> impl Iterator<Item = Fact> {
-    let sums = range.pairs().filter(move |(a, b)| a + b <= range.number).flat_map(|(a, b)| {
-        let turned = (a != b).then_some(Fact::sum(b, a));
-        [Fact::sum(a, b)].into_iter().chain(turned)
-    });
+    let sums = range
+        .pairs()
+        .filter(move |(a, b)| a + b <= range.number)
+        .flat_map(|(a, b)| {
+            let turned = (a != b).then_some(Fact::sum(b, a));
+            [Fact::sum(a, b)].into_iter().chain(turned)
+        });
     sums.chain(range.pairs().map(|(a, b)| Fact::difference(b, a)))
 }
 
 /// A series in words, if it is long enough to be one.
 fn say_series(series: &[u32]) -> Option<String> {
-    let &[a, b, first, ref rest @ ..] = series else { return None };
+    let &[a, b, first, ref rest @ ..] = series else {
+        return None;
+    };
     let operation = if first > a { "加" } else { "减" };
-    let terms: Vec<_> = std::iter::once(first).chain(rest.iter().copied()).map(numeral).collect();
-    let said = format!("从{}起每次{operation}{}：{}。", numeral(a), numeral(b), terms.join("、"));
+    let terms: Vec<_> = std::iter::once(first)
+        .chain(rest.iter().copied())
+        .map(numeral)
+        .collect();
+    let said = format!(
+        "从{}起每次{operation}{}：{}。",
+        numeral(a),
+        numeral(b),
+        terms.join("、")
+    );
     (terms.len() > 1).then_some(said)
 }
 
 impl Fact {
     fn sum(a: u32, b: u32) -> Self {
-        Self { operation: Operation::Add, a, b, c: a + b }
+        Self {
+            operation: Operation::Add,
+            a,
+            b,
+            c: a + b,
+        }
     }
 
     fn difference(a: u32, b: u32) -> Self {
-        Self { operation: Operation::Subtract, a, b, c: a - b }
+        Self {
+            operation: Operation::Subtract,
+            a,
+            b,
+            c: a - b,
+        }
     }
 
     /// `a`, then `b`, then what comes of adding or taking away `b` again and again.
     fn series(&self, range: Range) -> Vec<u32> {
-        let Self { operation, a, b, .. } = *self;
+        let Self {
+            operation, a, b, ..
+        } = *self;
         let next = |&x: &u32| match operation {
             Operation::Add => (x + b <= range.number).then_some(x + b),
             Operation::Subtract => (x > b).then(|| x - b),
@@ -144,14 +195,17 @@ impl Fact {
 
     fn fill(&self, wording: &str) -> String {
         let Self { a, b, c, .. } = *self;
-        fill(wording, &[
-            ("{a}", &numeral(a)),
-            ("{b}", &numeral(b)),
-            ("{c}", &numeral(c)),
-            ("{n}", &count(a)),
-            ("{m}", &count(b)),
-            ("{k}", &count(c)),
-        ])
+        fill(
+            wording,
+            &[
+                ("{a}", &numeral(a)),
+                ("{b}", &numeral(b)),
+                ("{c}", &numeral(c)),
+                ("{n}", &count(a)),
+                ("{m}", &count(b)),
+                ("{k}", &count(c)),
+            ],
+        )
     }
 
     fn sentences(&self) -> impl Iterator<Item = String> {
@@ -161,7 +215,10 @@ impl Fact {
         };
         // Nobody says 还剩零个.
         let stories = if self.c == 0 { &[] } else { stories };
-        plain.iter().chain(stories).map(|wording| self.fill(wording))
+        plain
+            .iter()
+            .chain(stories)
+            .map(|wording| self.fill(wording))
     }
 
     fn question(&self, form: usize) -> Row {
@@ -169,6 +226,10 @@ impl Fact {
             Operation::Add => SUM_QUESTIONS,
             Operation::Subtract => DIFFERENCE_QUESTIONS,
         };
-        Row::new(Category::Arithmetic, self.fill(forms[form]), numeral(self.c))
+        Row::new(
+            Category::Arithmetic,
+            self.fill(forms[form]),
+            numeral(self.c),
+        )
     }
 }

@@ -9,14 +9,28 @@ use std::{
     iter::successors,
 };
 
-use rand::{Rng, seq::{IndexedRandom, SliceRandom}};
+use rand::{
+    Rng,
+    seq::{IndexedRandom, SliceRandom},
+};
 
-use super::{Category, Quota, Row, Subject, fill, numerals::{count, numeral}};
+use super::{
+    Category, Quota, Row, Subject, fill,
+    numerals::{count, numeral},
+};
 
 /// The days of each month; February has 29 in a leap year.
 const MONTHS: [u32; 12] = [31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 
-const WEEKDAYS: [&str; 7] = ["星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期日"];
+const WEEKDAYS: [&str; 7] = [
+    "星期一",
+    "星期二",
+    "星期三",
+    "星期四",
+    "星期五",
+    "星期六",
+    "星期日",
+];
 
 /// How far from a day of the year the corpus looks: as far as 大前天 and 大后天 go.
 const DAY_REACH: i32 = 3;
@@ -78,7 +92,13 @@ pub(super) fn days(quota: Quota, rng: &mut impl Rng) -> Subject {
                 let target = (index as i32 + offset).rem_euclid(365) as u32;
                 let answer = month_and_day(target, 28);
                 let leap = step_in_leap_year(index, offset);
-                (answer == leap).then_some(Fact { day, offset, answer, name: date, what: "几月几日" })
+                (answer == leap).then_some(Fact {
+                    day,
+                    offset,
+                    answer,
+                    name: date,
+                    what: "几月几日",
+                })
             })
         })
         .collect();
@@ -110,17 +130,29 @@ fn subject(
     rng: &mut impl Rng,
 ) -> Subject {
     let mut subject = Subject::new(quota);
-    let steps: HashMap<(u32, i32), u32> = training.iter().map(|f| ((f.day, f.offset), f.answer)).collect();
+    let steps: HashMap<(u32, i32), u32> = training
+        .iter()
+        .map(|f| ((f.day, f.offset), f.answer))
+        .collect();
     subject.sentences.extend(training.iter().filter_map(|fact| {
         let next = |&day: &u32| steps.get(&(day, fact.offset)).copied();
-        let days: Vec<u32> = successors(Some(fact.day), next).take(1 + SERIES_STEPS).collect();
-        let clash = days.iter().enumerate().any(|(i, &a)| days[..i].iter().any(|&b| apart.contains(&pair(a, b))));
+        let days: Vec<u32> = successors(Some(fact.day), next)
+            .take(1 + SERIES_STEPS)
+            .collect();
+        let clash = days
+            .iter()
+            .enumerate()
+            .any(|(i, &a)| days[..i].iter().any(|&b| apart.contains(&pair(a, b))));
         (days.len() > 2 && !clash).then(|| fact.series(&days[1..]))
     }));
     for fact in training {
         for offset in fact.offset_words() {
-            subject.sentences.extend(STATEMENTS.iter().map(|wording| fact.fill(wording, &offset)));
-            subject.questions.extend(QUESTIONS.iter().map(|form| fact.question(form, &offset)));
+            subject
+                .sentences
+                .extend(STATEMENTS.iter().map(|wording| fact.fill(wording, &offset)));
+            subject
+                .questions
+                .extend(QUESTIONS.iter().map(|form| fact.question(form, &offset)));
         }
     }
     subject.held_out = asked
@@ -182,22 +214,33 @@ impl Fact {
     }
 
     fn fill(&self, wording: &str, offset: &str) -> String {
-        fill(wording, &[
-            ("{day}", &(self.name)(self.day)),
-            ("{answer}", &(self.name)(self.answer)),
-            ("{offset}", offset),
-            ("{what}", self.what),
-        ])
+        fill(
+            wording,
+            &[
+                ("{day}", &(self.name)(self.day)),
+                ("{answer}", &(self.name)(self.answer)),
+                ("{offset}", offset),
+                ("{what}", self.what),
+            ],
+        )
     }
 
     fn series(&self, days: &[u32]) -> String {
         let way = if self.offset < 0 { "前" } else { "后" };
         let days: Vec<_> = days.iter().map(|&day| (self.name)(day)).collect();
         let step = count(self.offset.unsigned_abs());
-        format!("从{}起，每次往{way}数{step}天：{}。", (self.name)(self.day), days.join("、"))
+        format!(
+            "从{}起，每次往{way}数{step}天：{}。",
+            (self.name)(self.day),
+            days.join("、")
+        )
     }
 
     fn question(&self, form: &str, offset: &str) -> Row {
-        Row::new(Category::Dates, self.fill(form, offset), (self.name)(self.answer))
+        Row::new(
+            Category::Dates,
+            self.fill(form, offset),
+            (self.name)(self.answer),
+        )
     }
 }

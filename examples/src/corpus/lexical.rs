@@ -6,9 +6,15 @@
 //! combination of an object and a word: 这部电影 is judged, and things are called 枯燥, but no
 //! training sentence calls 这部电影 枯燥.
 
-use rand::{Rng, seq::{IndexedRandom, SliceRandom}};
+use rand::{
+    Rng,
+    seq::{IndexedRandom, SliceRandom},
+};
 
-use super::{Category, Quota, Row, Subject, fill, lexicon::{ANTONYMS, CLASSIFIERS, DOMAINS}};
+use super::{
+    Category, Quota, Row, Subject, fill,
+    lexicon::{ANTONYMS, CLASSIFIERS, DOMAINS},
+};
 
 /// The wordings of one category; `{q}` is the word asked about, `{a}` the answer.
 struct Wordings {
@@ -56,8 +62,14 @@ const CLASSIFIER: Wordings = Wordings {
 };
 
 /// How a sentence praises or blames; `{o}` is the object, `{w}` the word.
-const OPINIONS: &[&str] =
-    &["{o}很{w}。", "{o}非常{w}。", "{o}真{w}。", "我觉得{o}特别{w}。", "大家都说{o}十分{w}。", "{o}太{w}了。"];
+const OPINIONS: &[&str] = &[
+    "{o}很{w}。",
+    "{o}非常{w}。",
+    "{o}真{w}。",
+    "我觉得{o}特别{w}。",
+    "大家都说{o}十分{w}。",
+    "{o}太{w}了。",
+];
 /// How it takes a praise back.
 const NEGATIONS: &[&str] = &["{o}一点儿也不{w}。", "我觉得{o}不{w}。"];
 
@@ -79,7 +91,10 @@ const SENTIMENT: Wordings = Wordings {
 
 /// Both words of every pair are asked about.
 pub(super) fn antonyms(quota: Quota, rng: &mut impl Rng) -> Subject {
-    let facts = ANTONYMS.iter().flat_map(|&(a, b)| [(a, b), (b, a)]).collect();
+    let facts = ANTONYMS
+        .iter()
+        .flat_map(|&(a, b)| [(a, b), (b, a)])
+        .collect();
     withholding_forms(&ANTONYM, facts, quota, rng)
 }
 
@@ -119,8 +134,13 @@ pub(super) fn sentiment(quota: Quota, rng: &mut impl Rng) -> Subject {
         .iter()
         .flat_map(|domain| {
             let praise = domain.praise.iter().map(|&word| (word, true));
-            let words: Vec<_> = praise.chain(domain.blame.iter().map(|&word| (word, false))).collect();
-            domain.objects.iter().flat_map(move |&object| words.clone().into_iter().map(move |w| (object, w)))
+            let words: Vec<_> = praise
+                .chain(domain.blame.iter().map(|&word| (word, false)))
+                .collect();
+            domain
+                .objects
+                .iter()
+                .flat_map(move |&object| words.clone().into_iter().map(move |w| (object, w)))
         })
         .collect();
     combinations.shuffle(rng);
@@ -132,26 +152,42 @@ pub(super) fn sentiment(quota: Quota, rng: &mut impl Rng) -> Subject {
             sentences.extend(opinions(NEGATIONS, object, word, false));
         }
         if index < quota.held_out {
-            let asked = sentences.choose(rng).map(|(text, answer)| SENTIMENT.questions(text, answer).collect::<Vec<_>>());
-            subject.held_out.extend(asked.and_then(|rows| rows.choose(rng).cloned()));
+            let asked = sentences
+                .choose(rng)
+                .map(|(text, answer)| SENTIMENT.questions(text, answer).collect::<Vec<_>>());
+            subject
+                .held_out
+                .extend(asked.and_then(|rows| rows.choose(rng).cloned()));
             continue;
         }
         for (text, answer) in sentences {
-            subject.sentences.extend(SENTIMENT.statements(&text, answer));
+            subject
+                .sentences
+                .extend(SENTIMENT.statements(&text, answer));
             subject.questions.extend(SENTIMENT.questions(&text, answer));
         }
     }
     subject
 }
 
-fn opinions(wordings: &[&str], object: &str, word: &str, good: bool) -> Vec<(String, &'static str)> {
+fn opinions(
+    wordings: &[&str],
+    object: &str,
+    word: &str,
+    good: bool,
+) -> Vec<(String, &'static str)> {
     let label = if good { "正面" } else { "负面" };
-    wordings.iter().map(|wording| (fill(wording, &[("{o}", object), ("{w}", word)]), label)).collect()
+    wordings
+        .iter()
+        .map(|wording| (fill(wording, &[("{o}", object), ("{w}", word)]), label))
+        .collect()
 }
 
 impl Wordings {
     fn statements(&self, question: &str, answer: &str) -> impl Iterator<Item = String> {
-        self.statements.iter().map(move |wording| fill(wording, &[("{q}", question), ("{a}", answer)]))
+        self.statements
+            .iter()
+            .map(move |wording| fill(wording, &[("{q}", question), ("{a}", answer)]))
     }
 
     fn questions(&self, question: &str, answer: &str) -> impl Iterator<Item = Row> {
@@ -167,6 +203,9 @@ impl Wordings {
 pub(super) fn words(category: Category) -> Vec<&'static str> {
     match category {
         Category::Antonyms => ANTONYMS.iter().flat_map(|&(a, b)| [a, b]).collect(),
-        _ => CLASSIFIERS.iter().flat_map(|&(_, nouns)| nouns.iter().copied()).collect(),
+        _ => CLASSIFIERS
+            .iter()
+            .flat_map(|&(_, nouns)| nouns.iter().copied())
+            .collect(),
     }
 }

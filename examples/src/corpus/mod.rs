@@ -84,8 +84,13 @@ pub enum Category {
 
 impl Category {
     /// All categories, in the order of reports.
-    pub const ALL: [Self; 5] =
-        [Self::Arithmetic, Self::Dates, Self::Antonyms, Self::Classifiers, Self::Sentiment];
+    pub const ALL: [Self; 5] = [
+        Self::Arithmetic,
+        Self::Dates,
+        Self::Antonyms,
+        Self::Classifiers,
+        Self::Sentiment,
+    ];
 }
 
 /// One question with its answer, as an alpaca row.
@@ -103,7 +108,12 @@ pub struct Row {
 
 impl Row {
     fn new(category: Category, instruction: String, output: String) -> Self {
-        Self { instruction, input: String::new(), output, category }
+        Self {
+            instruction,
+            input: String::new(),
+            output,
+            category,
+        }
     }
 }
 
@@ -126,7 +136,12 @@ struct Subject {
 
 impl Subject {
     fn new(quota: Quota) -> Self {
-        Self { quota, sentences: Vec::new(), questions: Vec::new(), held_out: Vec::new() }
+        Self {
+            quota,
+            sentences: Vec::new(),
+            questions: Vec::new(),
+            held_out: Vec::new(),
+        }
     }
 }
 
@@ -143,19 +158,37 @@ impl Corpus {
     /// Decides what is held out and writes the rows; the same seed and options give the same corpus.
     pub fn new(seed: u64, options: CorpusOptions) -> Self {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
-        let (rows, asked) = (options.instructions_per_category, options.held_out_per_category);
-        let quota = |share| Quota { share, instructions: rows, held_out: asked };
+        let (rows, asked) = (
+            options.instructions_per_category,
+            options.held_out_per_category,
+        );
+        let quota = |share| Quota {
+            share,
+            instructions: rows,
+            held_out: asked,
+        };
         // Weekdays are few: a quarter of the date questions is theirs.
-        let week = Quota { share: 0.06, instructions: rows / 4, held_out: asked / 4 };
-        let year = Quota { share: 0.20, instructions: rows - rows / 4, held_out: asked - asked / 4 };
-        let numbers = Range { number: options.largest_number, smaller: options.smaller_operand };
+        let week = Quota {
+            share: 0.08,
+            instructions: rows / 4,
+            held_out: asked / 4,
+        };
+        let year = Quota {
+            share: 0.30,
+            instructions: rows - rows / 4,
+            held_out: asked - asked / 4,
+        };
+        let numbers = Range {
+            number: options.largest_number,
+            smaller: options.smaller_operand,
+        };
         let mut subjects = vec![
-            arithmetic::build(numbers, quota(0.40), rng),
+            arithmetic::build(numbers, quota(0.42), rng),
             dates::weekdays(options.weekday_reach, week, rng),
             dates::days(year, rng),
-            lexical::antonyms(quota(0.12), rng),
-            lexical::classifiers(quota(0.10), rng),
-            lexical::sentiment(quota(0.12), rng),
+            lexical::antonyms(quota(0.08), rng),
+            lexical::classifiers(quota(0.06), rng),
+            lexical::sentiment(quota(0.06), rng),
         ];
 
         let mut instructions = Vec::new();
@@ -167,7 +200,13 @@ impl Corpus {
             held_out.append(&mut subject.held_out);
         }
         instructions.shuffle(rng);
-        Self { seed, sentences: options.sentences, subjects, instructions, held_out }
+        Self {
+            seed,
+            sentences: options.sentences,
+            subjects,
+            instructions,
+            held_out,
+        }
     }
 
     /// The sentences of the pretraining text, subjects mixed by their shares.
@@ -216,7 +255,10 @@ impl Corpus {
             text: String,
         }
         std::fs::create_dir_all(folder).map_err(|e| at(folder, e))?;
-        write_lines(&folder.join("pretrain.jsonl"), self.pretrain_text().map(|text| Text { text }))?;
+        write_lines(
+            &folder.join("pretrain.jsonl"),
+            self.pretrain_text().map(|text| Text { text }),
+        )?;
         write_lines(&folder.join("train.jsonl"), &self.instructions)?;
         write_lines(&folder.join("eval.jsonl"), &self.held_out)
     }
@@ -240,5 +282,9 @@ fn at(path: &Path, error: io::Error) -> io::Error {
 
 /// Puts the values into the placeholders of a wording.
 fn fill(wording: &str, values: &[(&str, &str)]) -> String {
-    values.iter().fold(wording.to_owned(), |text, (name, value)| text.replace(name, value))
+    values
+        .iter()
+        .fold(wording.to_owned(), |text, (name, value)| {
+            text.replace(name, value)
+        })
 }

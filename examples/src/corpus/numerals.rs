@@ -16,18 +16,30 @@ pub fn numeral(number: u32) -> String {
 
 /// Writes `number` before a measure word: 两天, 两个, but 十二天.
 pub fn count(number: u32) -> String {
-    if number == 2 { "两".into() } else { numeral(number) }
+    if number == 2 {
+        "两".into()
+    } else {
+        numeral(number)
+    }
 }
 
 fn ones(digit: u32) -> &'static str {
-    if digit == 0 { "" } else { DIGITS[digit as usize] }
+    if digit == 0 {
+        ""
+    } else {
+        DIGITS[digit as usize]
+    }
 }
 
 fn read(number: u32) -> String {
     for (unit, name) in [(1000, "千"), (100, "百"), (10, "十")] {
         if number >= unit {
             let rest = number % unit;
-            let gap = if rest > 0 && rest < unit / 10 { "零" } else { "" };
+            let gap = if rest > 0 && rest < unit / 10 {
+                "零"
+            } else {
+                ""
+            };
             return format!("{}{name}{gap}{}", read(number / unit), read(rest));
         }
     }
@@ -82,6 +94,9 @@ mod tests {
 
     #[test]
     fn two_changes_only_alone() {
-        assert_eq!([count(1), count(2), count(12), count(20)], ["一", "两", "十二", "二十"]);
+        assert_eq!(
+            [count(1), count(2), count(12), count(20)],
+            ["一", "两", "十二", "二十"]
+        );
     }
 }

@@ -8,13 +8,24 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::*;
 
 fn corpus(seed: u64) -> Corpus {
-    Corpus::new(seed, CorpusOptions { sentences: 60_000, ..CorpusOptions::default() })
+    Corpus::new(
+        seed,
+        CorpusOptions {
+            sentences: 60_000,
+            ..CorpusOptions::default()
+        },
+    )
 }
 
 /// All that training reads: the text, and each instruction with its answer.
 fn training(corpus: &Corpus) -> Vec<String> {
     let rows = corpus.instructions().iter().map(told);
-    corpus.pretrain_text().collect::<HashSet<_>>().into_iter().chain(rows).collect()
+    corpus
+        .pretrain_text()
+        .collect::<HashSet<_>>()
+        .into_iter()
+        .chain(rows)
+        .collect()
 }
 
 fn told(row: &Row) -> String {
@@ -42,9 +53,14 @@ fn read(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut rest = text;
     'text: while let Some(first) = rest.chars().next() {
-        for (word, days) in
-            [("大前天", -3), ("前天", -2), ("昨天", -1), ("明天", 1), ("后天", 2), ("大后天", 3)]
-        {
+        for (word, days) in [
+            ("大前天", -3),
+            ("前天", -2),
+            ("昨天", -1),
+            ("明天", 1),
+            ("后天", 2),
+            ("大后天", 3),
+        ] {
             if let Some(after) = rest.strip_prefix(word) {
                 tokens.push(Token::Offset(days));
                 rest = after;
@@ -53,7 +69,8 @@ fn read(text: &str) -> Vec<Token> {
         }
         if let Some(after) = rest.strip_prefix("星期") {
             let day = after.chars().next();
-            if let Some(index) = day.and_then(|day| "一二三四五六日".chars().position(|d| d == day)) {
+            if let Some(index) = day.and_then(|day| "一二三四五六日".chars().position(|d| d == day))
+            {
                 tokens.push(Token::Weekday(index as u32));
             }
             rest = after;
@@ -61,7 +78,10 @@ fn read(text: &str) -> Vec<Token> {
             continue;
         }
         // 十分 is "very", 一点儿 "a bit", 算一算 "work out", 哪一天 "which day".
-        if let Some(after) = ["十分", "一点儿", "算一算", "哪一天"].iter().find_map(|word| rest.strip_prefix(word)) {
+        if let Some(after) = ["十分", "一点儿", "算一算", "哪一天"]
+            .iter()
+            .find_map(|word| rest.strip_prefix(word))
+        {
             rest = after;
             continue;
         }
@@ -92,30 +112,53 @@ fn read(text: &str) -> Vec<Token> {
 fn number(text: &str) -> Option<(u32, &str)> {
     let digit = |c: char| match c {
         '两' => Some(2),
-        _ => "零一二三四五六七八九".chars().position(|d| d == c).map(|d| d as u32),
+        _ => "零一二三四五六七八九"
+            .chars()
+            .position(|d| d == c)
+            .map(|d| d as u32),
     };
     let mut chars = text.chars().peekable();
-    let tens = chars.next_if(|&c| c != '零').and_then(|c| if c == '十' { Some(None) } else { digit(c).map(Some) });
+    let tens = chars.next_if(|&c| c != '零').and_then(|c| {
+        if c == '十' {
+            Some(None)
+        } else {
+            digit(c).map(Some)
+        }
+    });
     let (value, used) = match tens {
         // 十, 十二
         Some(None) => match chars.peek().copied().and_then(digit) {
             Some(ones) => (10 + ones, 2),
             None => (10, 1),
         },
-        Some(Some(tens)) if chars.next_if_eq(&'十').is_some() => match chars.peek().copied().and_then(digit) {
-            Some(ones) => (10 * tens + ones, 3),
-            None => (10 * tens, 2),
-        },
+        Some(Some(tens)) if chars.next_if_eq(&'十').is_some() => {
+            match chars.peek().copied().and_then(digit) {
+                Some(ones) => (10 * tens + ones, 3),
+                None => (10 * tens, 2),
+            }
+        }
         Some(Some(ones)) => (ones, 1),
         None if text.starts_with('零') => (0, 1),
         None => return None,
     };
-    let end = text.char_indices().nth(used).map_or(text.len(), |(at, _)| at);
+    let end = text
+        .char_indices()
+        .nth(used)
+        .map_or(text.len(), |(at, _)| at);
     Some((value, &text[end..]))
 }
 
 fn numbers(text: &str) -> Vec<u32> {
-    read(text).into_iter().filter_map(|t| if let Token::Number(n) = t { Some(n) } else { None }).collect()
+    read(text)
+        .into_iter()
+        .filter_map(|t| {
+            if let Token::Number(n) = t {
+                Some(n)
+            } else {
+                None
+            }
+        })
+        .collect()
 }
 
 /// The steps of the calendar that a text takes: day, offset and answer.
@@ -129,7 +172,9 @@ fn steps(text: &str) -> Vec<(Token, i32, Token)> {
         [Token::Number(days)] if text.contains("每次往前") => -(days as i32),
         _ => return Vec::new(),
     };
-    days.windows(2).map(|pair| (pair[0], offset, pair[1])).collect()
+    days.windows(2)
+        .map(|pair| (pair[0], offset, pair[1]))
+        .collect()
 }
 
 /// Days since 1970-03-01 of a proleptic Gregorian date, after Hinnant's `days_from_civil`.
@@ -166,15 +211,23 @@ fn the_calendar_of_the_tests_is_right() {
 fn every_sum_and_difference_is_right() {
     let corpus = corpus(1);
     let mut checked = 0;
-    for text in training(&corpus).into_iter().chain(corpus.held_out().iter().map(told)) {
-        let holds: fn(u32, u32, u32) -> bool = if ["加", "和是", "的和", "买"].iter().any(|w| text.contains(w)) {
+    for text in training(&corpus)
+        .into_iter()
+        .chain(corpus.held_out().iter().map(told))
+    {
+        let holds: fn(u32, u32, u32) -> bool = if ["加", "和是", "的和", "买"]
+            .iter()
+            .any(|w| text.contains(w))
+        {
             |a, b, c| a + b == c
         } else if ["减", "的差", "吃了"].iter().any(|w| text.contains(w)) {
             |a, b, c| a == b + c
         } else {
             continue;
         };
-        let [a, b, ref results @ ..] = numbers(&text)[..] else { continue };
+        let [a, b, ref results @ ..] = numbers(&text)[..] else {
+            continue;
+        };
         let mut before = a;
         for &result in results {
             assert!(holds(before, b, result), "{text}");
@@ -190,7 +243,10 @@ fn every_date_is_right_in_common_and_leap_years() {
     let corpus = corpus(2);
     let mut checked = 0;
     let mut month_ends = 0;
-    for text in training(&corpus).into_iter().chain(corpus.held_out().iter().map(told)) {
+    for text in training(&corpus)
+        .into_iter()
+        .chain(corpus.held_out().iter().map(told))
+    {
         let steps = steps(&text);
         let about_days = text.contains('月') || text.contains("星期") && !text.contains("七天");
         assert_eq!(about_days, !steps.is_empty(), "unread: {text}");
@@ -202,7 +258,10 @@ fn every_date_is_right_in_common_and_leap_years() {
             }
         }
     }
-    assert!(checked > 5000 && month_ends > 200, "{checked}, {month_ends} across a month's end");
+    assert!(
+        checked > 5000 && month_ends > 200,
+        "{checked}, {month_ends} across a month's end"
+    );
 }
 
 #[test]
@@ -232,9 +291,13 @@ fn held_out_numbers_never_stand_together_in_training() {
 fn held_out_steps_of_the_calendar_are_never_taken_in_training() {
     for seed in 0..3 {
         let corpus = corpus(seed);
-        let withheld: Vec<_> =
-            of(corpus.held_out(), Category::Dates).flat_map(|row| steps(&told(row))).collect();
-        let operands: HashSet<_> = withheld.iter().map(|&(day, offset, _)| (day, offset)).collect();
+        let withheld: Vec<_> = of(corpus.held_out(), Category::Dates)
+            .flat_map(|row| steps(&told(row)))
+            .collect();
+        let operands: HashSet<_> = withheld
+            .iter()
+            .map(|&(day, offset, _)| (day, offset))
+            .collect();
         let dates: HashSet<_> = withheld
             .iter()
             .filter(|(day, ..)| matches!(day, Token::Date(..)))
@@ -245,9 +308,15 @@ fn held_out_steps_of_the_calendar_are_never_taken_in_training() {
             for (day, offset, _) in steps(&text) {
                 assert!(!operands.contains(&(day, offset)), "{text}");
             }
-            let days: Vec<_> = read(&text).into_iter().filter(|t| matches!(t, Token::Date(..))).collect();
+            let days: Vec<_> = read(&text)
+                .into_iter()
+                .filter(|t| matches!(t, Token::Date(..)))
+                .collect();
             for (i, &a) in days.iter().enumerate() {
-                assert!(days[..i].iter().all(|&b| !dates.contains(&(a, b))), "{text}");
+                assert!(
+                    days[..i].iter().all(|&b| !dates.contains(&(a, b))),
+                    "{text}"
+                );
             }
         }
     }
@@ -265,13 +334,22 @@ fn held_out_forms_are_asked_of_other_words_only() {
             // The form is what is left when the word is blanked out.
             let words = lexical::words(category);
             let form = |row: &Row| {
-                let word = words.iter().filter(|w| row.instruction.contains(**w)).max_by_key(|w| w.len()).unwrap();
+                let word = words
+                    .iter()
+                    .filter(|w| row.instruction.contains(**w))
+                    .max_by_key(|w| w.len())
+                    .unwrap();
                 row.instruction.replacen(word, "□", 1)
             };
             let mut seen: HashMap<String, usize> = HashMap::new();
-            of(corpus.instructions(), category).for_each(|row| *seen.entry(form(row)).or_default() += 1);
+            of(corpus.instructions(), category)
+                .for_each(|row| *seen.entry(form(row)).or_default() += 1);
             for row in of(corpus.held_out(), category) {
-                assert!(seen.get(&form(row)).is_some_and(|&n| n > 20), "{}", row.instruction);
+                assert!(
+                    seen.get(&form(row)).is_some_and(|&n| n > 20),
+                    "{}",
+                    row.instruction
+                );
             }
         }
     }
@@ -284,7 +362,9 @@ fn held_out_objects_and_words_never_meet_in_training() {
         let texts = training(&corpus);
         for row in of(corpus.held_out(), Category::Sentiment) {
             let (object, word, _) = opinion(&row.instruction);
-            let leak = texts.iter().find(|text| text.contains(object) && text.contains(word));
+            let leak = texts
+                .iter()
+                .find(|text| text.contains(object) && text.contains(word));
             assert_eq!(leak, None, "{}", row.instruction);
         }
     }
@@ -292,8 +372,16 @@ fn held_out_objects_and_words_never_meet_in_training() {
 
 /// The object, the word and whether the sentence is kind, 不 considered.
 fn opinion(text: &str) -> (&'static str, &'static str, bool) {
-    let domain = lexicon::DOMAINS.iter().find(|d| d.objects.iter().any(|o| text.contains(o))).unwrap();
-    let object = domain.objects.iter().filter(|o| text.contains(**o)).max_by_key(|o| o.len()).unwrap();
+    let domain = lexicon::DOMAINS
+        .iter()
+        .find(|d| d.objects.iter().any(|o| text.contains(o)))
+        .unwrap();
+    let object = domain
+        .objects
+        .iter()
+        .filter(|o| text.contains(**o))
+        .max_by_key(|o| o.len())
+        .unwrap();
     let find = |words: &'static [&'static str]| words.iter().find(|w| text.contains(**w));
     let negated = text.contains('不');
     match (find(domain.praise), find(domain.blame)) {
@@ -307,29 +395,54 @@ fn opinion(text: &str) -> (&'static str, &'static str, bool) {
 fn every_sentiment_follows_from_its_word_and_its_negation() {
     let corpus = corpus(4);
     let mut kind = 0;
-    let rows: Vec<_> = corpus.instructions().iter().chain(corpus.held_out()).collect();
-    let sentiment: Vec<_> = rows.iter().filter(|row| row.category == Category::Sentiment).collect();
+    let rows: Vec<_> = corpus
+        .instructions()
+        .iter()
+        .chain(corpus.held_out())
+        .collect();
+    let sentiment: Vec<_> = rows
+        .iter()
+        .filter(|row| row.category == Category::Sentiment)
+        .collect();
     for row in &sentiment {
         let (_, _, good) = opinion(&row.instruction);
-        assert_eq!(row.output, if good { "正面" } else { "负面" }, "{}", row.instruction);
+        assert_eq!(
+            row.output,
+            if good { "正面" } else { "负面" },
+            "{}",
+            row.instruction
+        );
         kind += usize::from(good);
     }
-    assert!((sentiment.len() * 3 / 10..sentiment.len() * 7 / 10).contains(&kind), "{kind} kind");
-    for text in corpus.pretrain_text().filter(|text| ["正面", "负面"].iter().any(|label| text.contains(label))) {
+    assert!(
+        (sentiment.len() * 3 / 10..sentiment.len() * 7 / 10).contains(&kind),
+        "{kind} kind"
+    );
+    for text in corpus
+        .pretrain_text()
+        .filter(|text| ["正面", "负面"].iter().any(|label| text.contains(label)))
+    {
         assert_eq!(text.contains("正面"), opinion(&text).2, "{text}");
     }
 }
 
 #[test]
 fn the_tables_leave_one_answer_to_each_question() {
-    let distinct = |words: &[&str]| assert_eq!(words.iter().collect::<BTreeSet<_>>().len(), words.len(), "{words:?}");
+    let distinct = |words: &[&str]| {
+        assert_eq!(
+            words.iter().collect::<BTreeSet<_>>().len(),
+            words.len(),
+            "{words:?}"
+        )
+    };
     let antonyms = lexical::words(Category::Antonyms);
     let nouns = lexical::words(Category::Classifiers);
     distinct(&antonyms);
     distinct(&nouns);
     assert!(antonyms.len() >= 120 && nouns.len() >= 60);
 
-    let (mut praise, mut blame, mut objects) = (BTreeSet::new(), BTreeSet::new(), Vec::<&str>::new());
+    let (mut praise, mut blame, mut objects) =
+        (BTreeSet::new(), BTreeSet::new(), Vec::<&str>::new());
     for domain in lexicon::DOMAINS {
         objects.extend(domain.objects);
         praise.extend(domain.praise);
@@ -340,7 +453,10 @@ fn the_tables_leave_one_answer_to_each_question() {
     assert!(praise.len() + blame.len() + objects.len() >= 100);
     let words: Vec<&str> = praise.union(&blame).copied().collect();
     for a in &words {
-        assert!(words.iter().all(|b| a == b || !a.contains(b)) && !a.contains('不'), "{a}");
+        assert!(
+            words.iter().all(|b| a == b || !a.contains(b)) && !a.contains('不'),
+            "{a}"
+        );
     }
 }
 
@@ -348,7 +464,10 @@ fn the_tables_leave_one_answer_to_each_question() {
 fn the_seed_decides_everything() {
     let (one, same, other) = (corpus(5), corpus(5), corpus(6));
     assert!(one.pretrain_text().eq(same.pretrain_text()));
-    assert_eq!((one.instructions(), one.held_out()), (same.instructions(), same.held_out()));
+    assert_eq!(
+        (one.instructions(), one.held_out()),
+        (same.instructions(), same.held_out())
+    );
     assert!(one.pretrain_text().ne(other.pretrain_text()));
     assert_ne!(one.instructions(), other.instructions());
     assert_ne!(one.held_out(), other.held_out());
@@ -360,11 +479,22 @@ fn there_is_enough_of_everything() {
     assert_eq!(corpus.pretrain_text().count(), 60_000);
     assert!(corpus.pretrain_text().collect::<HashSet<_>>().len() > 15_000);
     for category in Category::ALL {
-        let counts = [corpus.instructions(), corpus.held_out()].map(|rows| of(rows, category).count());
+        let counts =
+            [corpus.instructions(), corpus.held_out()].map(|rows| of(rows, category).count());
         assert_eq!(counts, [400, 60], "{category:?}");
     }
-    let rows: Vec<_> = corpus.instructions().iter().chain(corpus.held_out()).collect();
-    assert_eq!(rows.iter().map(|row| &row.instruction).collect::<HashSet<_>>().len(), rows.len());
+    let rows: Vec<_> = corpus
+        .instructions()
+        .iter()
+        .chain(corpus.held_out())
+        .collect();
+    assert_eq!(
+        rows.iter()
+            .map(|row| &row.instruction)
+            .collect::<HashSet<_>>()
+            .len(),
+        rows.len()
+    );
     for row in rows {
         assert!((1..=8).contains(&row.output.chars().count()), "{row:?}");
         assert!(!row.instruction.contains('{'), "{row:?}");
@@ -377,21 +507,41 @@ fn there_is_enough_of_everything() {
 #[test]
 fn what_is_written_reads_back() {
     let folder = std::env::temp_dir().join(format!("ferrotune-corpus-{}", std::process::id()));
-    let corpus = Corpus::new(9, CorpusOptions { sentences: 50, ..CorpusOptions::default() });
+    let corpus = Corpus::new(
+        9,
+        CorpusOptions {
+            sentences: 50,
+            ..CorpusOptions::default()
+        },
+    );
     corpus.write_to(&folder).unwrap();
     let lines = |name: &str| -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(folder.join(name)).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     };
-    let texts: Vec<_> = lines("pretrain.jsonl").iter().map(|row| row["text"].as_str().unwrap().to_owned()).collect();
+    let texts: Vec<_> = lines("pretrain.jsonl")
+        .iter()
+        .map(|row| row["text"].as_str().unwrap().to_owned())
+        .collect();
     assert!(corpus.pretrain_text().eq(texts));
-    for (name, rows) in [("train.jsonl", corpus.instructions()), ("eval.jsonl", corpus.held_out())] {
+    for (name, rows) in [
+        ("train.jsonl", corpus.instructions()),
+        ("eval.jsonl", corpus.held_out()),
+    ] {
         let read = lines(name);
         assert_eq!(read.len(), rows.len());
         for (json, row) in read.iter().zip(rows) {
             assert_eq!(json["instruction"], row.instruction);
-            assert_eq!((&json["input"], &json["output"]), (&"".into(), &row.output.clone().into()));
-            assert_eq!(json["category"], format!("{:?}", row.category).to_lowercase());
+            assert_eq!(
+                (&json["input"], &json["output"]),
+                (&"".into(), &row.output.clone().into())
+            );
+            assert_eq!(
+                json["category"],
+                format!("{:?}", row.category).to_lowercase()
+            );
         }
     }
 

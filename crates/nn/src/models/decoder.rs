@@ -1,17 +1,21 @@
 //! The Llama-like decoder that every family here shares (Touvron et al., 2023).
 
 use super::Family;
-use crate::attention::{Mask, attention};
+use crate::attention::{Mask, attention, check_bounds};
 use crate::config::DecoderConfig;
 use crate::factory::Factory;
 use crate::layers::{Embedding, RmsNorm, Rotary};
 use crate::module::{self, join, linear_paths};
 use crate::{
-    Block, Ctx, Dense, Error, Linear, Param, Result, Weights, files, module as module_of, weights,
+    Adapters, Block, Ctx, Dense, Error, Linear, Param, Result, Weights, files, module as module_of,
+    weights,
 };
 use ferrotune_libtorch::tch::{Device, Kind, Tensor};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+
+const CONFIG_FILE: &str = "config.json";
 
 /// Self-attention with grouped heads. Head counts come from the projections' widths, so that a
 /// rank that holds some of the heads runs the same code.
@@ -60,7 +64,7 @@ impl SelfAttention {
     /// # Errors
     /// Operands that do not fit.
     pub fn forward(&self, x: &Tensor, ctx: &Ctx) -> Result<Tensor> {
-        let (batch, seq) = (x.size()[0], x.size()[1]);
+        let (batch, seq, _) = x.size3()?;
         // [batch, seq, heads * head_dim] to [batch, heads, seq, head_dim]
         let heads = |linear: &Linear| -> Result<Tensor> {
             let y = linear.forward(x, ctx)?;
@@ -206,6 +210,7 @@ impl Decoder {
     /// # Errors
     /// An unknown architecture, or what the factory finds missing.
     pub fn new(factory: &Factory, config: DecoderConfig, kind: Kind) -> Result<Self> {
+        config.check()?;
         let family = Family::of(&config)?;
         let body = factory.at(family.body);
         let (hidden, vocab, std) = (
@@ -224,7 +229,7 @@ impl Decoder {
         };
         Ok(Self {
             norm: RmsNorm::new(&body.at("norm"), hidden, config.rms_norm_eps)?,
-            rotary: Rotary::new(config.rope()?, config.head_dim()),
+            rotary: Rotary::new(config.rope()?, config.head_dim())?,
             config,
             family,
             embed_tokens,
@@ -242,7 +247,7 @@ impl Decoder {
     pub fn load(dir: impl AsRef<Path>, kind: Kind, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
         let config = DecoderConfig::from_dir(dir)?;
-        Family::of(&config)?;
+        Family::of(&config).map_err(|error| error.in_file(&dir.join(CONFIG_FILE)))?;
         let weights = Arc::new(Weights::open(dir)?);
         let tied = config.tie_word_embeddings;
         let factory = Factory::from_weights(weights.clone(), kind, device);
@@ -255,12 +260,12 @@ impl Decoder {
     }
 
     /// Writes `config.json` and the base weights under Hugging Face's names, tied ones once.
-    /// Adapters are left out: merge them first.
+    /// Adapters are left out: merge them first. What is half written does not load; a full disk or
+    /// a kill leaves the checkpoint that stood there.
     ///
     /// # Errors
     /// The system's.
     pub fn save(&self, dir: &Path, max_shard_bytes: usize) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(|source| Error::io(dir, source))?;
         let linears = linear_paths(self);
         let own = |path: &str| {
             let linear = linears.iter().find(|linear| {
@@ -274,8 +279,23 @@ impl Decoder {
             .filter(|(path, _)| own(path))
             .map(|(path, param)| (path, param.tensor().detach()))
             .collect();
-        weights::save(dir, &tensors, max_shard_bytes)?;
-        files::write_json(&dir.join("config.json"), &self.config)
+        let mut config = self.config.clone();
+        config.set_dtype(match self.embed_tokens.weight.tensor().kind() {
+            Kind::BFloat16 => "bfloat16",
+            Kind::Half => "float16",
+            Kind::Double => "float64",
+            _ => "float32",
+        });
+        let staged = weights::stage(dir, &tensors, max_shard_bytes)?;
+        let path = dir.join(CONFIG_FILE);
+        let staged_config = files::stage_json(&path, &config)?;
+        // From here on nothing needs space. Another model's configuration must not meet these
+        // weights, so that folder is no checkpoint for a moment.
+        if path.exists() && DecoderConfig::from_dir(dir).ok().as_ref() != Some(&config) {
+            std::fs::remove_file(&path).map_err(|source| Error::io(&path, source))?;
+        }
+        staged.commit()?;
+        staged_config.commit()
     }
 
     /// The configuration.
@@ -303,18 +323,25 @@ impl Decoder {
     /// # Errors
     /// Ids outside the vocabulary, or a context that does not fit.
     pub fn hidden(&self, ids: &Tensor, ctx: &Ctx) -> Result<Tensor> {
-        let (seq, device) = (
-            ids.size2().map_err(ferrotune_libtorch::Error::from)?.1,
-            self.device(),
-        );
+        let ((_, seq), device) = (ids.size2()?, self.device());
+        self.check_adapters(ctx)?;
         let past = ctx.cache.as_ref().map_or(0, |cache| {
-            cache.lock().unwrap_or_else(PoisonError::into_inner).len()
+            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+            // A forward that failed half-way has filled some layers only.
+            let past = cache.len();
+            cache.truncate(past);
+            past
         });
-        let mut inner = ctx.clone();
-        let positions = match &ctx.positions {
-            Some(positions) => positions.shallow_clone(),
-            None => Tensor::f_arange_start(past, past + seq, (Kind::Int64, device))?,
+        let positions = match (&ctx.positions, &ctx.cu_seqlens) {
+            (Some(positions), _) => positions.shallow_clone(),
+            (None, Some(bounds)) => {
+                check_bounds(bounds, seq)?;
+                let each = bounds.windows(2).flat_map(|pair| 0..pair[1] - pair[0]);
+                Tensor::f_from_slice(&each.collect::<Vec<i64>>())?.f_to_device(device)?
+            }
+            (None, None) => Tensor::f_arange_start(past, past + seq, (Kind::Int64, device))?,
         };
+        let mut inner = ctx.clone();
         inner.rotary = Some(self.rotary.tables(&positions, self.kind, device)?);
         let mut x = self.embed_tokens.forward(ids)?.f_to_kind(self.kind)?;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -322,6 +349,28 @@ impl Decoder {
             x = ctx.runner.run(&path, layer.clone(), &x, &inner)?;
         }
         self.norm.forward(&x)
+    }
+
+    /// A name that no linear has would silently mean the base model.
+    fn check_adapters(&self, ctx: &Ctx) -> Result<()> {
+        struct Unknown<'a>(HashSet<&'a str>);
+        impl crate::Visitor for Unknown<'_> {
+            fn linear(&mut self, _: &str, linear: &Linear) {
+                for attached in linear.adapters() {
+                    self.0.remove(attached.name.as_str());
+                }
+            }
+        }
+        let mut unknown = Unknown(match &ctx.adapters {
+            Adapters::Active | Adapters::Off => return Ok(()),
+            Adapters::Named(names) => names.iter().map(String::as_str).collect(),
+            Adapters::PerRow(rows) => rows.iter().flatten().map(String::as_str).collect(),
+        });
+        module::Module::visit(self, "", &mut unknown);
+        match unknown.0.into_iter().next() {
+            Some(name) => Err(Error::Invalid(format!("the model has no adapter `{name}`"))),
+            None => Ok(()),
+        }
     }
 
     /// `ids i64 [batch, seq]` to logits `[batch, seq, vocab]`.
