@@ -91,7 +91,7 @@ pub struct Finetune {
     /// Leave out and count rows that cannot be used, instead of stopping at the first
     #[arg(long)]
     pub skip_bad_lines: bool,
-    /// Go on from the newest checkpoint in the output folder
+    /// Go on from the newest checkpoint in the output folder, if there is one
     #[arg(long)]
     pub resume: bool,
 }

@@ -50,6 +50,9 @@ pub struct Pretrain {
     /// Key and value heads
     #[arg(long, default_value_t = 2)]
     pub kv_heads: i64,
+    /// Standard deviation of the first weights
+    #[arg(long, default_value_t = 0.02)]
+    pub initializer_range: f64,
     /// Longest sequence, and tokens of a packed row
     #[arg(long, default_value_t = 256)]
     pub max_length: usize,
@@ -77,7 +80,7 @@ pub struct Pretrain {
     /// Steps between checkpoints
     #[arg(long)]
     pub save_every: Option<u64>,
-    /// Go on from the newest checkpoint in the output folder
+    /// Go on from the newest checkpoint in the output folder, if there is one
     #[arg(long)]
     pub resume: bool,
 }
@@ -170,6 +173,7 @@ impl Pretrain {
             "num_key_value_heads": self.kv_heads,
             "max_position_embeddings": self.max_length,
             "rms_norm_eps": 1e-6,
+            "initializer_range": self.initializer_range,
             "tie_word_embeddings": true,
             "rope_theta": 10000.0,
             "bos_token_id": tokenizer.bos(),

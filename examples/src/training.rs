@@ -81,7 +81,7 @@ pub struct Job<'a> {
     pub name: &'a str,
     /// Gets `metrics.jsonl`, `evaluations.jsonl`, `loss.svg` and `checkpoints/`.
     pub out: &'a Path,
-    /// Goes on from the newest checkpoint.
+    /// Goes on from the newest checkpoint, if there is one.
     pub resume: bool,
     /// Ends earlier than the data does.
     pub max_steps: Option<u64>,
@@ -107,10 +107,13 @@ pub fn train(run: &mut LmRun, job: &Job) -> Result<Option<Evaluation>> {
         for error in damaged {
             eprintln!("passed over: {error}");
         }
-        let newest = newest
-            .with_context(|| format!("nothing to resume from in {}", checkpoints.display()))?;
-        run.resume(&newest)?;
-        eprintln!("resumed from {}", newest.display());
+        match newest {
+            Some(newest) => {
+                run.resume(&newest)?;
+                eprintln!("resumed from {}", newest.display());
+            }
+            None => eprintln!("no checkpoint in {}: begins anew", checkpoints.display()),
+        }
     }
     let fit = Fit {
         max_steps: job.max_steps,

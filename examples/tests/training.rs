@@ -236,8 +236,10 @@ fn a_second_run_in_a_folder_must_say_that_it_resumes() {
     );
     succeeds(world.finetune(&out).arg("--resume"));
     assert_eq!(fs::read(out.join(peft::ADAPTER_FILE)).unwrap(), good);
-    let said = fails(world.finetune(&world.path("new")).arg("--resume"));
-    assert!(said.contains("nothing to resume from"), "{said}");
+    // A job that is started again and again may always say it.
+    let new = world.path("new");
+    succeeds(world.finetune(&new).arg("--resume"));
+    assert_eq!(fs::read(new.join(peft::ADAPTER_FILE)).unwrap(), good);
 }
 
 #[test]

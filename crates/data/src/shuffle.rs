@@ -4,13 +4,18 @@ use rand_chacha::{
 };
 use sha2::{Digest, Sha256};
 
-/// The order of a stream in an epoch, fixed for good, so that a run resumes under a later release:
+/// The order of a stream's examples, or of its bins, in an epoch, fixed for good, so that a run resumes under a later
+/// release:
 ///
-/// 1. The key of ChaCha8 (nonce 0, counter from 0) is the SHA-256 of the ASCII text `ferrotune-data/shuffle/1`
-///    followed by `seed`, `epoch` and `stream`, each as 8 bytes, the lowest first.
+/// 1. The key of ChaCha8 (nonce 0, counter from 0) is the SHA-256 of the ASCII text `ferrotune-data/shuffle/1` for
+///    examples, `ferrotune-data/bins/1` for bins, followed by `seed`, `epoch` and `stream`, each as 8 bytes, the
+///    lowest first.
 /// 2. Fisher–Yates from the back: for i = n − 1 down to 1, swap i with floor(x · (i + 1) / 2⁶⁴), x the next 64 bits.
-pub(crate) fn shuffle(items: &mut [usize], seed: u64, epoch: u64, stream: u64) {
-    let mut key = Sha256::new_with_prefix("ferrotune-data/shuffle/1");
+pub(crate) fn shuffle<T>(items: &mut [T], purpose: Purpose, seed: u64, epoch: u64, stream: u64) {
+    let mut key = Sha256::new_with_prefix(match purpose {
+        Purpose::Examples => "ferrotune-data/shuffle/1",
+        Purpose::Bins => "ferrotune-data/bins/1",
+    });
     for part in [seed, epoch, stream] {
         key.update(part.to_le_bytes());
     }
@@ -21,13 +26,20 @@ pub(crate) fn shuffle(items: &mut [usize], seed: u64, epoch: u64, stream: u64) {
     }
 }
 
+/// What is shuffled.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    Examples,
+    Bins,
+}
+
 #[cfg(test)]
 mod tests {
-    use super::shuffle;
+    use super::{Purpose, shuffle};
 
     fn order(seed: u64, epoch: u64, stream: u64) -> Vec<usize> {
         let mut items: Vec<usize> = (0..20).collect();
-        shuffle(&mut items, seed, epoch, stream);
+        shuffle(&mut items, Purpose::Examples, seed, epoch, stream);
         items
     }
 

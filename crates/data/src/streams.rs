@@ -2,7 +2,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Batch, Bin, Dataset, Error, Result, pack::pack, shuffle::shuffle};
+use crate::{
+    Batch, Bin, Dataset, Error, Result,
+    pack::pack,
+    shuffle::{Purpose, shuffle},
+};
 
 /// How a dataset becomes batches. All but `epochs` decide the order of samples; the number of ranks is not among them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +57,9 @@ pub struct StreamState {
 /// A dataset as an endless or finite row of batches, in an order that V and the seed decide and the ranks do not.
 ///
 /// Example i belongs to virtual stream i mod V. Every epoch each stream is shuffled by (seed, epoch, stream) and
-/// packed alone. Bins are then taken from the streams in turn, one each, passing over those that have run out, and
-/// every `global_batch` of them are a batch, the last of an epoch filled up with empty bins. All ranks see the same
-/// batches and each takes its [`share`](for_rank).
+/// packed alone, and its bins are shuffled. Bins are then taken from the streams in turn, one each, passing over those
+/// that have run out, and every `global_batch` of them are a batch, the last of an epoch filled up with empty bins. All
+/// ranks see the same batches and each takes its [`share`](for_rank).
 #[derive(Clone, Debug)]
 pub struct Streams {
     dataset: Arc<Dataset>,
@@ -256,7 +260,13 @@ fn plan_stream(
         .step_by(options.virtual_streams)
         .collect();
     if options.shuffle {
-        shuffle(&mut order, options.seed, epoch, stream as u64);
+        shuffle(
+            &mut order,
+            Purpose::Examples,
+            options.seed,
+            epoch,
+            stream as u64,
+        );
     }
     if !options.pack {
         return order.into_iter().map(|number| vec![number]).collect();
@@ -265,7 +275,11 @@ fn plan_stream(
         .iter()
         .map(|&number| dataset.examples()[number].ids.len())
         .collect();
-    let bins = pack(&lengths, options.max_length);
+    let mut bins = pack(&lengths, options.max_length);
+    if options.shuffle {
+        // Packing takes long examples first: without this an epoch would end with the short ones.
+        shuffle(&mut bins, Purpose::Bins, options.seed, epoch, stream as u64);
+    }
     bins.into_iter()
         .map(|bin| bin.into_iter().map(|place| order[place]).collect())
         .collect()

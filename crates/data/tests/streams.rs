@@ -288,6 +288,33 @@ fn the_order_is_the_documented_one() {
 }
 
 #[test]
+fn an_epoch_ends_with_examples_like_those_it_began_with() {
+    let lengths: Vec<usize> = (0..600).map(|i| 3 + i * 7 % 40).collect();
+    let once = StreamOptions {
+        epochs: Some(1),
+        ..options(4, 1)
+    };
+    let batches = rest(&mut Streams::new(dataset(&lengths), once).unwrap());
+    let mean = |batches: &[Vec<Bin>]| {
+        let bins = batches.iter().flatten();
+        let (mut tokens, mut segments) = (0, 0);
+        for bin in bins {
+            tokens += bin.len();
+            segments += bin.lengths.len();
+        }
+        tokens as f64 / segments as f64
+    };
+    let all = mean(&batches);
+    for part in batches.chunks(batches.len() / 4).take(4) {
+        assert!(
+            (mean(part) / all - 1.0).abs() < 0.15,
+            "{} {all}",
+            mean(part)
+        );
+    }
+}
+
+#[test]
 fn the_seed_and_v_decide_the_order() {
     let data = dataset(&[10; 100]);
     let run = |seed, v| {

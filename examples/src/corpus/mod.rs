@@ -40,8 +40,10 @@ use arithmetic::Range;
 pub struct CorpusOptions {
     /// Sentences of the pretraining text.
     pub sentences: usize,
-    /// Instruction rows of each category.
+    /// Instruction rows of each category of words.
     pub instructions_per_category: usize,
+    /// Instruction rows of arithmetic and of dates, which are reckoned and not looked up.
+    pub reckoning_instructions: usize,
     /// Held-out rows of each category; a category with less to ask gives fewer.
     pub held_out_per_category: usize,
     /// No operand or result of the arithmetic is larger.
@@ -58,6 +60,7 @@ impl Default for CorpusOptions {
         Self {
             sentences: 70_000,
             instructions_per_category: 400,
+            reckoning_instructions: 1600,
             held_out_per_category: 60,
             largest_number: 99,
             smaller_operand: 9,
@@ -158,37 +161,40 @@ impl Corpus {
     /// Decides what is held out and writes the rows; the same seed and options give the same corpus.
     pub fn new(seed: u64, options: CorpusOptions) -> Self {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
-        let (rows, asked) = (
-            options.instructions_per_category,
-            options.held_out_per_category,
-        );
-        let quota = |share| Quota {
+        let asked = options.held_out_per_category;
+        let words = |share| Quota {
             share,
-            instructions: rows,
+            instructions: options.instructions_per_category,
             held_out: asked,
         };
-        // Weekdays are few: a quarter of the date questions is theirs.
+        let reckoning = options.reckoning_instructions;
+        let sums = Quota {
+            share: 0.42,
+            instructions: reckoning,
+            held_out: asked,
+        };
+        // Weekdays are few: a sixteenth of the date rows is theirs, and none of the questions held out.
         let week = Quota {
             share: 0.08,
-            instructions: rows / 4,
-            held_out: asked / 4,
+            instructions: reckoning / 16,
+            held_out: 0,
         };
         let year = Quota {
             share: 0.30,
-            instructions: rows - rows / 4,
-            held_out: asked - asked / 4,
+            instructions: reckoning - reckoning / 16,
+            held_out: asked,
         };
         let numbers = Range {
             number: options.largest_number,
             smaller: options.smaller_operand,
         };
         let mut subjects = vec![
-            arithmetic::build(numbers, quota(0.42), rng),
+            arithmetic::build(numbers, sums, rng),
             dates::weekdays(options.weekday_reach, week, rng),
             dates::days(year, rng),
-            lexical::antonyms(quota(0.08), rng),
-            lexical::classifiers(quota(0.06), rng),
-            lexical::sentiment(quota(0.06), rng),
+            lexical::antonyms(words(0.08), rng),
+            lexical::classifiers(words(0.06), rng),
+            lexical::sentiment(words(0.06), rng),
         ];
 
         let mut instructions = Vec::new();

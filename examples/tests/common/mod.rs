@@ -64,7 +64,8 @@ pub fn command(example: &str) -> Command {
         program.display()
     );
     let mut command = Command::new(program);
-    command.stdin(Stdio::null());
+    // Tests run side by side, and the models are too small to be split over threads.
+    command.stdin(Stdio::null()).env("OMP_NUM_THREADS", "1");
     command
 }
 
