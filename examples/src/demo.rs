@@ -123,7 +123,7 @@ impl Demo {
         let mut line = vec!["pretrain".into(), "--data".into()];
         line.push(data.join("pretrain.jsonl").into_os_string());
         line.extend(["--out".into(), base.into(), "--seed".into(), seed.into()]);
-        line.extend(["--save-every", "100", "--epochs", "2"].map(Into::into));
+        line.extend(["--save-every", "500", "--epochs", "2"].map(Into::into));
         if resume {
             line.push("--resume".into());
         }
@@ -139,7 +139,9 @@ impl Demo {
             data.join("eval.jsonl").into_os_string(),
         ]);
         line.extend(["--out".into(), out.into(), "--seed".into(), seed.into()]);
-        line.extend(["--save-every", "100", "--epochs", "10"].map(Into::into));
+        let options = "--target all-linear --dropout 0 --dtype fp32 --lr 1e-3 --epochs 4 \
+                       --batch 2 --max-length 256 --save-every 500";
+        line.extend(options.split_whitespace().map(Into::into));
         if resume {
             line.push("--resume".into());
         }

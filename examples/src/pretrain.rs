@@ -36,10 +36,10 @@ pub struct Pretrain {
     #[arg(long, default_value_t = 2048)]
     pub vocab_size: usize,
     /// Width of the residual stream
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 192)]
     pub hidden_size: i64,
     /// Width of the MLP
-    #[arg(long, default_value_t = 704)]
+    #[arg(long, default_value_t = 512)]
     pub intermediate_size: i64,
     /// Blocks
     #[arg(long, default_value_t = 4)]
@@ -51,13 +51,13 @@ pub struct Pretrain {
     #[arg(long, default_value_t = 2)]
     pub kv_heads: i64,
     /// Standard deviation of the first weights
-    #[arg(long, default_value_t = 0.02)]
+    #[arg(long, default_value_t = 0.05)]
     pub initializer_range: f64,
     /// Longest sequence, and tokens of a packed row
     #[arg(long, default_value_t = 256)]
     pub max_length: usize,
     /// Packed rows of a micro-batch
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 2)]
     pub batch: usize,
     /// Micro-batches of a step
     #[arg(long, default_value_t = 1)]
@@ -66,7 +66,7 @@ pub struct Pretrain {
     #[arg(long, default_value_t = 1)]
     pub epochs: u64,
     /// Highest learning rate; warm-up over 5 % of the steps, then a cosine
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 1e-3)]
     pub lr: f64,
     /// Of matrices
     #[arg(long, default_value_t = 0.1)]

@@ -52,7 +52,7 @@ fn reference(start: &Tensor, kind: Kind, index: u64, decay: f64, lrs: &[f64]) ->
     let (b1, b2) = OPTIONS.betas;
     for (t, lr) in (1..).zip(lrs) {
         let g = random(&start.size(), kind, 10 * t + index).to_kind(Kind::Double);
-        theta = theta * (1.0 - lr * decay);
+        theta *= 1.0 - lr * decay;
         m = m * b1 + &g * (1.0 - b1);
         v = v * b2 + g.square() * (1.0 - b2);
         let m_hat = &m / (1.0 - b1.powi(t as i32));

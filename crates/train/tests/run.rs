@@ -224,10 +224,7 @@ fn evaluation_is_the_weighted_mean_and_changes_nothing() {
     let loader = Packed::new(streams(4, Some(1)), 1).unwrap();
     let run = prepare(llama(1, Kind::Float), AdamW::new(0.1), loader).unwrap();
     let before = values(run.model());
-    let judge = |batches: Vec<Batch>| {
-        run.evaluate(batches, |m, b, ctx| causal_lm(m, b, ctx))
-            .unwrap()
-    };
+    let judge = |batches: Vec<Batch>| run.evaluate(batches, causal_lm).unwrap();
     let one = judge(vec![whole()]);
     let parts = std::iter::from_fn({
         let mut streams = streams(3, Some(1));
@@ -254,7 +251,7 @@ fn lm_run(steps: u64) -> LmRun {
 }
 
 fn judge(run: &LmRun) -> Result<Evaluation> {
-    run.evaluate([whole()], |model, batch, ctx| causal_lm(model, batch, ctx))
+    run.evaluate([whole()], causal_lm)
 }
 
 fn lines<R: serde::de::DeserializeOwned>(path: &Path) -> Vec<R> {

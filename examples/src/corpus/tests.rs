@@ -328,7 +328,12 @@ fn held_out_forms_are_asked_of_other_words_only() {
         let corpus = corpus(seed);
         let training = training(&corpus).concat();
         for row in corpus.held_out() {
-            assert!(!training.contains(&row.instruction), "{}", row.instruction);
+            // 二十一减九 asks no 十一减九.
+            let asked = training.match_indices(&row.instruction).any(|(at, _)| {
+                let before = training[..at].chars().next_back();
+                !before.is_some_and(|c| "一二三四五六七八九十".contains(c))
+            });
+            assert!(!asked, "{}", row.instruction);
         }
         for category in [Category::Antonyms, Category::Classifiers] {
             // The form is what is left when the word is blanked out.
