@@ -3,7 +3,7 @@
 //! The operands are a day and an offset. A held-out pair of days of the year never stands in one
 //! training sentence, so 三月十五日的后天 cannot be read off 三月十七日的前天 either. Days of the
 //! week are taught and not held out: seven of them and twelve offsets are 84 facts, too few to find
-//! the rule behind the ones withheld (a model of the demo's size answered 2 of 15).
+//! the rule behind the ones withheld (of 15, models of the demo's size answered at most one).
 
 use std::{
     collections::{HashMap, HashSet},
