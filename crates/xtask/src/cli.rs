@@ -75,11 +75,9 @@ impl Cli {
 /// Runs the demo example; its results go to `demo/`.
 pub fn demo(root: &Path, seed: Option<u64>) -> Result<()> {
     setup::run(root, false)?;
-    let mut demo = process::cargo(
-        root,
-        &["run", "--release", "--package", "ferrotune-examples"],
-    );
-    demo.args(["--example", "demo", "--", "--out", "demo"]);
+    // Not `--package`: the other examples would then be built with other features, all over again.
+    let mut demo = process::cargo(root, &["run", "--release", "--example", "demo"]);
+    demo.args(["--", "--out", "demo"]);
     if let Some(seed) = seed {
         demo.args(["--seed", &seed.to_string()]);
     }
