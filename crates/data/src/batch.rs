@@ -1,4 +1,4 @@
-use crate::Bin;
+use crate::{Bin, dataset::total};
 
 /// The label of a token that has no successor in its segment: what cross-entropy ignores.
 pub const IGNORE: i64 = -100;
@@ -58,7 +58,7 @@ impl Batch {
 
     /// Sum of the weights: what a summed loss is divided by.
     pub fn weight(&self) -> f64 {
-        self.weights.iter().map(|&weight| f64::from(weight)).sum()
+        total(&self.weights)
     }
 
     /// Tokens in all.

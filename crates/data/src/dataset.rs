@@ -22,8 +22,13 @@ impl Example {
 
     /// Sum of the weights.
     pub fn weight(&self) -> f64 {
-        self.weights.iter().map(|&weight| f64::from(weight)).sum()
+        total(&self.weights)
     }
+}
+
+/// The sum of weights, in double precision: a batch may have very many.
+pub(crate) fn total(weights: &[f32]) -> f64 {
+    weights.iter().map(|&weight| f64::from(weight)).sum()
 }
 
 /// Examples in memory, in the order of the files.

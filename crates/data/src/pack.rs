@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 
-use crate::Example;
+use crate::{Example, dataset::total};
 
 /// Examples laid one after another, to be attended to each alone.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,7 +28,7 @@ impl Bin {
     /// Sum of the weights. Every rank sees a whole batch's bins, so each knows what the batch weighs without asking
     /// the others.
     pub fn weight(&self) -> f64 {
-        self.weights.iter().map(|&weight| f64::from(weight)).sum()
+        total(&self.weights)
     }
 
     /// Tokens in all.

@@ -83,7 +83,7 @@ impl<M: Module, O: Optimizer, L: Loader> Run<M, O, L> {
             interrupted: false,
             evaluation: None,
         };
-        let mut evaluated_at = None;
+        let (mut evaluated_at, mut saved_at) = (None, None);
         loop {
             ended.interrupted = stop();
             let over = fit.max_steps.is_some_and(|max| self.steps_done() >= max);
@@ -103,13 +103,14 @@ impl<M: Module, O: Optimizer, L: Loader> Run<M, O, L> {
                 evaluated_at = Some(done.step);
             }
             if every(done.step, fit.save_every) {
-                self.save(&fit.checkpoints)?;
-                checkpoint::prune(&fit.checkpoints, fit.keep)?;
+                ended.checkpoint = self.save_and_prune(fit)?;
+                saved_at = Some(done.step);
             }
         }
         // Saved first: whoever asked for an end may not wait for an evaluation.
-        ended.checkpoint = self.save(&fit.checkpoints)?;
-        checkpoint::prune(&fit.checkpoints, fit.keep)?;
+        if saved_at != Some(self.steps_done()) {
+            ended.checkpoint = self.save_and_prune(fit)?;
+        }
         if !ended.interrupted
             && evaluated_at != Some(self.steps_done())
             && let Some(evaluate) = evaluate
@@ -120,6 +121,12 @@ impl<M: Module, O: Optimizer, L: Loader> Run<M, O, L> {
             observer.end()?;
         }
         Ok(ended)
+    }
+
+    fn save_and_prune(&self, fit: &Fit) -> Result<PathBuf> {
+        let path = self.save(&fit.checkpoints)?;
+        checkpoint::prune(&fit.checkpoints, fit.keep)?;
+        Ok(path)
     }
 
     fn judge(

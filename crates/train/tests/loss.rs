@@ -3,10 +3,9 @@
 
 mod common;
 
-use common::{CPU, apart, llama, streams, whole};
+use common::{apart, llama, random, streams, whole};
 use ferrotune_data::Batch;
 use ferrotune_nn::libtorch::autograd::backward;
-use ferrotune_nn::libtorch::random::Generator;
 use ferrotune_nn::libtorch::tch::{Device, Kind, Reduction, Tensor, no_grad_guard};
 use ferrotune_nn::module::{set_trainable, trainable};
 use ferrotune_nn::{Ctx, Dense, Linear, LinearOp, Param, Result, Shard, Visitor};
@@ -14,13 +13,6 @@ use ferrotune_train::loss::{causal_lm, chunked_cross_entropy};
 use ferrotune_train::{AdamW, Options, Packed, prepare};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-
-fn random(shape: &[i64], seed: u64) -> Tensor {
-    let mut tensor = Tensor::zeros(shape, CPU);
-    let generator = Generator::new(Device::Cpu, seed).unwrap();
-    generator.normal(&mut tensor, 0.0, 1.0).unwrap();
-    tensor
-}
 
 /// A dense operator that remembers the most rows it was ever given.
 #[derive(Debug)]

@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::apart;
-use ferrotune_nn::libtorch::random::Generator;
-use ferrotune_nn::libtorch::tch::{Device, Kind, Tensor};
+use common::{apart, random};
+use ferrotune_nn::libtorch::tch::{Kind, Tensor};
 use ferrotune_nn::{Param, Weights, weights};
 use ferrotune_train::{AdamW, AdamWStep, Optimizer};
 
@@ -16,16 +15,9 @@ const OPTIONS: AdamWStep = AdamWStep {
     weight_decay: 0.3,
 };
 
-fn random(shape: &[i64], kind: Kind, seed: u64) -> Tensor {
-    let mut tensor = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-    let generator = Generator::new(Device::Cpu, seed).unwrap();
-    generator.normal(&mut tensor, 0.0, 1.0).unwrap();
-    tensor.to_kind(kind)
-}
-
 fn params(kind: Kind) -> Vec<(String, Param)> {
     let param = |name: &str, shape: &[i64], seed| {
-        let param = Param::new(random(shape, kind, seed));
+        let param = Param::new(random(shape, seed).to_kind(kind));
         param.set_trainable(true).unwrap();
         (name.to_owned(), param)
     };
@@ -40,7 +32,7 @@ fn params(kind: Kind) -> Vec<(String, Param)> {
 fn give(params: &[(String, Param)], step: u64) {
     for (i, (_, param)) in params[..2].iter().enumerate() {
         let tensor = param.tensor();
-        let gradient = random(&tensor.size(), tensor.kind(), 10 * step + i as u64);
+        let gradient = random(&tensor.size(), 10 * step + i as u64).to_kind(tensor.kind());
         param.set_grad(Some(&gradient)).unwrap();
     }
 }
@@ -51,7 +43,9 @@ fn reference(start: &Tensor, kind: Kind, index: u64, decay: f64, lrs: &[f64]) ->
     let (mut m, mut v) = (theta.zeros_like(), theta.zeros_like());
     let (b1, b2) = OPTIONS.betas;
     for (t, lr) in (1..).zip(lrs) {
-        let g = random(&start.size(), kind, 10 * t + index).to_kind(Kind::Double);
+        let g = random(&start.size(), 10 * t + index)
+            .to_kind(kind)
+            .to_kind(Kind::Double);
         theta *= 1.0 - lr * decay;
         m = m * b1 + &g * (1.0 - b1);
         v = v * b2 + g.square() * (1.0 - b2);

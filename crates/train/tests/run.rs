@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::{CPU, apart, llama, streams, whole};
+use common::{apart, llama, random, streams, whole};
 use ferrotune_data::Batch;
-use ferrotune_nn::libtorch::random::Generator;
 use ferrotune_nn::libtorch::tch::{Device, Kind, Reduction, Tensor};
 use ferrotune_nn::module::{params, set_trainable, trainable};
 use ferrotune_nn::{Ctx, Decoder, Factory, Linear, module};
@@ -44,11 +43,7 @@ impl Net {
 
 /// sin(a) + b·c on random points.
 fn data() -> (Tensor, Tensor) {
-    let mut x = Tensor::zeros([64, 3], CPU);
-    Generator::new(Device::Cpu, 2)
-        .unwrap()
-        .normal(&mut x, 0.0, 1.0)
-        .unwrap();
+    let x = random(&[64, 3], 2);
     let column = |i| x.narrow(1, i, 1);
     let y = column(0).sin() + column(1) * column(2);
     (x, y)

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use ferrotune_data::{Batch, Bin, Dataset, Example, StreamOptions, Streams};
+use ferrotune_nn::libtorch::random::Generator;
 use ferrotune_nn::libtorch::tch::{Device, Kind, Tensor};
 use ferrotune_nn::module::set_trainable;
 use ferrotune_nn::{Decoder, DecoderConfig, Factory, Weights};
@@ -66,6 +67,14 @@ pub fn streams(global_batch: usize, epochs: Option<u64>) -> Streams {
 pub fn whole() -> Batch {
     let bins: Vec<Bin> = streams(100, Some(1)).next_batch().unwrap();
     Batch::collate(&bins)
+}
+
+/// Standard normal numbers of a seed.
+pub fn random(shape: &[i64], seed: u64) -> Tensor {
+    let mut tensor = Tensor::zeros(shape, CPU);
+    let generator = Generator::new(Device::Cpu, seed).unwrap();
+    generator.normal(&mut tensor, 0.0, 1.0).unwrap();
+    tensor
 }
 
 /// The largest difference.
