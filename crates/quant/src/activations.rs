@@ -1,0 +1,289 @@
+//! What a matrix is multiplied with, in the form that the product was asked to compute in.
+
+use crate::cpu::Cpu;
+use crate::element::{Element, bf16_bits, round};
+use crate::error::{Error, Result};
+use crate::format::Levels;
+use crate::packed::Packed;
+use crate::parallel::{First, Parts, for_each};
+use crate::simd::{self, Simd, Work};
+use crate::view::View;
+use alloc::vec::Vec;
+
+/// In what form a product takes its activations. It is never chosen silently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Weights dequantized to f32, activations in f32, sums in f32.
+    F32,
+    /// Weights dequantized and rounded to bf16, activations in bf16, sums in f32.
+    Bf16,
+    /// Activations in int8 with one scale for each row; integer sums for each group of weights.
+    Int8PerRow,
+    /// Activations in int8 with one scale for each row and group of weights.
+    Int8PerGroup,
+}
+
+impl Mode {
+    pub(crate) fn is_int8(self) -> bool {
+        matches!(self, Self::Int8PerRow | Self::Int8PerGroup)
+    }
+}
+
+/// Activations `[rows, cols]` in a [`Mode`], laid out for the products of matrices with the same
+/// columns and groups. Several matrices can share them, and they can be [`set`](Self::set) again
+/// without allocating.
+///
+/// Int8: a scale is amax ÷ 127 and a code the nearest integer to `value · (127 ÷ amax)`, ties to even.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    pub(crate) mode: Mode,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) group: usize,
+    /// Rows that lie side by side: 1, 4, 8 or 12.
+    pub(crate) stride: usize,
+    /// Block of `stride` rows, column ÷ 4, row, column mod 4 (int8); block, column ÷ 2, row, column
+    /// mod 2 (bf16); block, column, row (f32).
+    pub(crate) values: Vec<u32>,
+    /// Block, group, row.
+    pub(crate) scales: Vec<f32>,
+    /// Block, group, row: the sums of the int8 values.
+    pub(crate) sums: Vec<i32>,
+}
+
+impl Activations {
+    /// Room for activations of `matrix` in a mode.
+    ///
+    /// # Errors
+    /// An int8 mode with weights whose codes are not integers times a unit.
+    pub fn new(matrix: &Packed, mode: Mode) -> Result<Self> {
+        if mode.is_int8() && matches!(matrix.structure.levels, Levels::Bytes(_)) {
+            return Err(Error::Unsupported {
+                operation: "int8 product",
+                reason: "the weights are 8-bit floats; multiply them in f32 or bf16".into(),
+            });
+        }
+        Ok(Self {
+            mode,
+            rows: 0,
+            cols: matrix.cols,
+            group: matrix.structure.group,
+            stride: 1,
+            values: Vec::new(),
+            scales: Vec::new(),
+            sums: Vec::new(),
+        })
+    }
+
+    /// The mode.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// `[rows, cols]` of what was set last.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.cols.next_multiple_of(8)
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.cols.div_ceil(self.group)
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.rows.div_ceil(self.stride)
+    }
+
+    /// 32-bit words of a block of rows.
+    pub(crate) fn block_words(&self) -> usize {
+        self.stride * self.depth() / self.packing()
+    }
+
+    /// Values in a word.
+    fn packing(&self) -> usize {
+        match self.mode {
+            Mode::F32 => 1,
+            Mode::Bf16 => 2,
+            Mode::Int8PerRow | Mode::Int8PerGroup => 4,
+        }
+    }
+
+    /// Takes over activations.
+    ///
+    /// # Errors
+    /// Other columns than the matrix has; a value that is not finite.
+    pub fn set<T: Element>(&mut self, x: View<T>, cpu: &Cpu) -> Result<()> {
+        if x.cols() != self.cols {
+            return Err(Error::Shapes {
+                operation: "product",
+                left_name: "activations",
+                left: [x.rows(), x.cols()],
+                right_name: "matrix, in columns,",
+                right: [0, self.cols],
+            });
+        }
+        self.rows = x.rows();
+        self.stride = match x.rows() {
+            0 | 1 => 1,
+            2..=4 => 4,
+            5..=8 => 8,
+            _ => 12,
+        };
+        let (blocks, groups) = (self.blocks(), self.groups());
+        let (words, scales) = (self.block_words(), self.stride * groups);
+        self.values.clear();
+        self.values.resize(blocks * words, 0);
+        if self.mode.is_int8() {
+            self.scales.clear();
+            self.scales.resize(blocks * scales, 0.0);
+            self.sums.clear();
+            self.sums.resize(blocks * scales, 0);
+        }
+        let (mode, stride, group, depth) = (self.mode, self.stride, self.group, self.depth());
+        let bad = First::new();
+        let values = Parts::new(&mut self.values);
+        let (all_scales, all_sums) = (Parts::new(&mut self.scales), Parts::new(&mut self.sums));
+        for_each(cpu.parallel(), blocks, 1, |_, range| {
+            for block in range {
+                let of_block = block * scales..(block + 1) * scales;
+                // SAFETY: blocks are handed out once, and their parts do not overlap.
+                let (values, scales, sums) = unsafe {
+                    (
+                        values.part(block * words..(block + 1) * words),
+                        all_scales.part(of_block.clone()),
+                        all_sums.part(of_block),
+                    )
+                };
+                let fill = Fill {
+                    x,
+                    mode,
+                    first: block * stride,
+                    stride,
+                    group,
+                    depth,
+                    values,
+                    scales,
+                    sums,
+                };
+                if let Err(place) = simd::run(cpu.isa(), fill) {
+                    bad.at(place);
+                }
+            }
+        });
+        bad.check(|index| {
+            let (row, col) = (index / self.cols, index % self.cols);
+            Error::NonFinite {
+                index,
+                row,
+                col,
+                value: x.row(row)[col].to_f32(),
+            }
+        })
+    }
+}
+
+/// A block of rows.
+struct Fill<'a, T> {
+    x: View<'a, T>,
+    mode: Mode,
+    first: usize,
+    stride: usize,
+    group: usize,
+    depth: usize,
+    values: &'a mut [u32],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl<T: Element> Work for Fill<'_, T> {
+    type Output = Result<(), usize>;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, _: S) -> Self::Output {
+        let cols = self.x.cols();
+        for lane in 0..self.stride.min(self.x.rows() - self.first) {
+            let row = self.x.row(self.first + lane);
+            let begin = (self.first + lane) * cols;
+            let place = |col| begin + col;
+            match self.mode {
+                Mode::F32 => {
+                    if let Some(col) = row.iter().position(|value| !value.to_f32().is_finite()) {
+                        return Err(place(col));
+                    }
+                    for (value, word) in row
+                        .iter()
+                        .zip(self.values[lane..].iter_mut().step_by(self.stride))
+                    {
+                        *word = value.to_f32().to_bits();
+                    }
+                }
+                Mode::Bf16 => {
+                    if let Some(col) = row.iter().position(|value| !value.to_f32().is_finite()) {
+                        return Err(place(col));
+                    }
+                    let words = self.values[lane..].iter_mut().step_by(self.stride);
+                    for (pair, word) in row.chunks(2).zip(words) {
+                        let second = pair.get(1).map_or(0.0, |value| value.to_f32());
+                        let first = u32::from(bf16_bits(pair[0].to_f32()));
+                        *word = first | u32::from(bf16_bits(second)) << 16;
+                    }
+                }
+                Mode::Int8PerRow => {
+                    let amax = amax(row).map_err(place)?;
+                    for (g, values) in row.chunks(self.group).enumerate() {
+                        self.int8(lane, g, values, amax);
+                    }
+                }
+                Mode::Int8PerGroup => {
+                    for (g, values) in row.chunks(self.group).enumerate() {
+                        let amax = amax(values).map_err(|col| place(g * self.group + col))?;
+                        self.int8(lane, g, values, amax);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<T: Element> Fill<'_, T> {
+    /// A group of a row.
+    #[inline(always)]
+    fn int8(&mut self, lane: usize, g: usize, values: &[T], amax: f32) {
+        // Above 2¹²⁰ or so the quotient would overflow; below, a group of such denormals is zero.
+        let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        let first = g * self.group / 4;
+        debug_assert!(first * 4 < self.depth);
+        let words = &mut self.values[first * self.stride + lane..];
+        let mut sum = 0_i32;
+        let mut put = |word: &mut u32, four: [f32; 4]| {
+            let codes = four.map(|value| round(value * inverse) as i32);
+            sum += codes.iter().sum::<i32>();
+            *word = u32::from_le_bytes(codes.map(|code| code as u8));
+        };
+        let (fours, rest) = values.as_chunks::<4>();
+        let mut words = words.iter_mut().step_by(self.stride);
+        for (four, word) in fours.iter().zip(&mut words) {
+            put(word, four.map(|value| value.to_f32()));
+        }
+        if let (false, Some(word)) = (rest.is_empty(), words.next()) {
+            put(
+                word,
+                core::array::from_fn(|i| rest.get(i).map_or(0.0, |value| value.to_f32())),
+            );
+        }
+        self.scales[g * self.stride + lane] = if inverse > 0.0 { amax / 127.0 } else { 0.0 };
+        self.sums[g * self.stride + lane] = sum;
+    }
+}
+
+/// The largest magnitude, or the place of the first value that is not finite.
+#[inline(always)]
+fn amax<T: Element>(values: &[T]) -> Result<f32, usize> {
+    crate::format::measure(values).map(|extent| extent.amax)
+}

@@ -1,0 +1,268 @@
+//! Products with activations in f32 or bf16: some columns of one or two tiles are dequantized at a
+//! time, and multiplied with all rows while they are in the cache.
+
+use crate::activations::{Activations, Mode};
+use crate::format::Levels;
+use crate::matrix::ScaleType;
+use crate::packed::{Line, Packed};
+use crate::parallel::Parts;
+use crate::product::store;
+use crate::simd::{LANES, Simd, Work};
+use core::ops::Range;
+
+/// Columns that are dequantized at a time: 64 KiB in f32, in two tiles.
+const DEPTH: usize = 512;
+
+/// Bytes that a worker needs for `tiles` tiles.
+pub(crate) fn scratch_bytes(x: &Activations, tiles: usize) -> usize {
+    4 * LANES * tiles * (DEPTH + x.blocks() * x.stride)
+}
+
+/// One or two tiles times all rows.
+pub(crate) struct Gemm<'a, 'b, 'c> {
+    pub matrix: &'a Packed<'b>,
+    pub x: &'a Activations,
+    pub tiles: Range<usize>,
+    pub scratch: &'a mut [Line],
+    pub out: &'a Parts<'c, f32>,
+}
+
+impl Work for Gemm<'_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let scratch = self.scratch.as_mut_ptr().cast::<f32>();
+        let mut tile = self.tiles.start;
+        while tile < self.tiles.end {
+            // SAFETY: `scratch_bytes` for two tiles; each tile is multiplied once.
+            unsafe {
+                if S::TILES == 2 && tile + 1 < self.tiles.end {
+                    panel::<S, 2>(simd, self.matrix, self.x, tile, scratch, self.out);
+                    tile += 2;
+                } else {
+                    panel::<S, 1>(simd, self.matrix, self.x, tile, scratch, self.out);
+                    tile += 1;
+                }
+            }
+        }
+    }
+}
+
+/// `TILES` tiles times all rows. `scratch` begins with dequantized columns; the sums follow.
+#[inline(always)]
+unsafe fn panel<S: Simd, const TILES: usize>(
+    simd: S,
+    matrix: &Packed,
+    x: &Activations,
+    tile: usize,
+    scratch: *mut f32,
+    out: &Parts<f32>,
+) {
+    // SAFETY of the block: `scratch_bytes`.
+    unsafe {
+        let sums = scratch.add(DEPTH * TILES * LANES);
+        let all = x.blocks() * x.stride;
+        let mut begin = 0;
+        // Whole groups, or parts of a long one.
+        while begin < matrix.depth() {
+            let end = matrix.depth().min(begin + DEPTH);
+            for t in 0..TILES {
+                dequantize(
+                    simd,
+                    matrix,
+                    x.mode,
+                    tile + t,
+                    begin..end,
+                    scratch.add(t * LANES),
+                    TILES,
+                );
+            }
+            for block in 0..x.blocks() {
+                let used = x.stride.min(x.rows - block * x.stride);
+                let mut row = 0;
+                while row < used {
+                    let left = used - row;
+                    let a = x.values.as_ptr().add(block * x.block_words() + row);
+                    let sums = sums.add((block * x.stride + row) * TILES * LANES);
+                    let a = a.add(begin / words_a_column(x.mode) * x.stride);
+                    if S::ROWS == 12 && left > 8 {
+                        rows::<S, 12, TILES>(simd, x, a, scratch, begin..end, sums);
+                        row += 12;
+                    } else if S::ROWS == 12 && left > 4 {
+                        rows::<S, 8, TILES>(simd, x, a, scratch, begin..end, sums);
+                        row += 8;
+                    } else if left > 1 {
+                        rows::<S, 4, TILES>(simd, x, a, scratch, begin..end, sums);
+                        row += 4;
+                    } else {
+                        rows::<S, 1, TILES>(simd, x, a, scratch, begin..end, sums);
+                        row += 1;
+                    }
+                }
+            }
+            begin = end;
+        }
+        debug_assert!(x.rows <= all);
+        for row in 0..x.rows {
+            for t in 0..TILES {
+                let sum = simd.load(sums.add((row * TILES + t) * LANES));
+                let y = simd.mul(sum, simd.splat(matrix.structure.factor));
+                store(simd, y, out, matrix.rows, row, tile + t);
+            }
+        }
+    }
+}
+
+/// Columns in a word of activations and of dequantized weights.
+#[inline(always)]
+fn words_a_column(mode: Mode) -> usize {
+    if mode == Mode::Bf16 { 2 } else { 1 }
+}
+
+/// Columns `begin..end` of `ROWS` rows times the dequantized ones of `TILES` tiles, added to `sums`.
+#[inline(always)]
+unsafe fn rows<S: Simd, const ROWS: usize, const TILES: usize>(
+    simd: S,
+    x: &Activations,
+    mut a: *const u32,
+    weights: *const f32,
+    columns: Range<usize>,
+    sums: *mut f32,
+) {
+    // SAFETY of the block: the caller's pointers, see `panel`.
+    unsafe {
+        let mut acc = [[simd.splat(0.0); TILES]; ROWS];
+        if columns.start > 0 {
+            for (row, acc) in acc.iter_mut().enumerate() {
+                for (tile, acc) in acc.iter_mut().enumerate() {
+                    *acc = simd.load(sums.add((row * TILES + tile) * LANES));
+                }
+            }
+        }
+        let mut w = weights;
+        if x.mode == Mode::Bf16 {
+            for _ in 0..columns.len() / 2 {
+                let pairs: [S::I; TILES] =
+                    core::array::from_fn(|tile| simd.load_i(w.add(tile * LANES).cast()));
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    for tile in 0..TILES {
+                        acc[tile] = simd.dot_bf16(acc[tile], pairs[tile], a.add(row).cast());
+                    }
+                }
+                (w, a) = (w.add(TILES * LANES), a.add(x.stride));
+            }
+        } else {
+            for _ in 0..columns.len() {
+                let values: [S::F; TILES] =
+                    core::array::from_fn(|tile| simd.load(w.add(tile * LANES)));
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    let a = simd.splat(a.add(row).cast::<f32>().read());
+                    for tile in 0..TILES {
+                        acc[tile] = simd.fma(values[tile], a, acc[tile]);
+                    }
+                }
+                (w, a) = (w.add(TILES * LANES), a.add(x.stride));
+            }
+        }
+        for (row, acc) in acc.iter().enumerate() {
+            for (tile, acc) in acc.iter().enumerate() {
+                simd.store(*acc, sums.add((row * TILES + tile) * LANES));
+            }
+        }
+    }
+}
+
+/// Writes columns of a tile, `tiles` vectors apart: values in f32, or pairs in bf16.
+#[inline(always)]
+unsafe fn dequantize<S: Simd>(
+    simd: S,
+    matrix: &Packed,
+    mode: Mode,
+    tile: usize,
+    columns: Range<usize>,
+    mut to: *mut f32,
+    tiles: usize,
+) {
+    let structure = &matrix.structure;
+    let step = tiles * LANES;
+    // SAFETY of the block: within the tile's codes and scales; `to` has room for the columns.
+    unsafe {
+        let codes = matrix.codes.as_ptr().add(tile * matrix.tile_bytes());
+        let mut column = columns.start;
+        while column < columns.end {
+            // The last group of a row keeps its filling.
+            let group = (column / structure.group).min(matrix.groups() - 1);
+            let end = group * structure.group + matrix.group_depth(group);
+            let place = (tile * matrix.groups() + group) * LANES;
+            let at = matrix.scales.as_ptr().add(place * structure.scales.bytes());
+            let scale = match structure.scales {
+                ScaleType::F32 => simd.scales_f32(at),
+                ScaleType::F16 => simd.scales_f16(at),
+                ScaleType::E8M0 => simd.scales_e8m0(at),
+                ScaleType::E4M3 => simd.scales_e4m3(at),
+            };
+            let shift = if structure.shifted {
+                simd.load(matrix.shifts.as_ptr().cast::<f32>().add(place))
+            } else {
+                simd.splat(0.0)
+            };
+            let value = |level: S::F| {
+                if structure.shifted {
+                    simd.fma(level, scale, shift)
+                } else {
+                    simd.mul(level, scale)
+                }
+            };
+            let mut put = |values: [S::F; 8]| {
+                if mode == Mode::Bf16 {
+                    for pair in 0..4 {
+                        let pair =
+                            simd.pair_bf16(value(values[2 * pair]), value(values[2 * pair + 1]));
+                        simd.store_i(pair, to.cast());
+                        to = to.add(step);
+                    }
+                } else {
+                    for level in values {
+                        simd.store(value(level), to);
+                        to = to.add(step);
+                    }
+                }
+            };
+            let stop = end.min(columns.end);
+            match &structure.levels {
+                Levels::Table { values, .. } => {
+                    let table = simd.levels(values);
+                    while column < stop {
+                        let eight = simd.load_i(codes.add(column / 8 * 64));
+                        put(core::array::from_fn(|i| {
+                            let bits = 8 * (i % 4) + 4 * (i / 4);
+                            let code = simd.and(simd.shift_right(eight, bits as u32), 15);
+                            simd.lookup(table, code)
+                        }));
+                        column += 8;
+                    }
+                }
+                levels => {
+                    let table = match levels {
+                        Levels::Bytes(values) => Some(&**values),
+                        _ => None,
+                    };
+                    while column < stop {
+                        let at = codes.add(column / 4 * 64);
+                        let fours = [simd.load_i(at), simd.load_i(at.add(64))];
+                        put(core::array::from_fn(|i| {
+                            let byte = simd.shift_right(fours[i / 4], 8 * (i % 4) as u32);
+                            let byte = simd.and(byte, 255);
+                            match table {
+                                Some(table) => simd.lookup_byte(table, byte),
+                                None => simd.to_float(simd.add_i(byte, simd.splat_i(-128))),
+                            }
+                        }));
+                        column += 8;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! INT8: symmetric and asymmetric, one scale for the tensor, a row, or a group of neighbours.
+
+use crate::element::round;
+use crate::error::{Error, Result};
+use crate::format::{CodeLayout, Extent, Format, Grouping, Levels};
+use crate::matrix::ScaleType;
+
+fn check(format: &'static str, grouping: Grouping, cols: usize) -> Result<()> {
+    match grouping {
+        Grouping::Block(0) | Grouping::Flat(0) => Err(Error::Block {
+            format,
+            block: 0,
+            cols,
+            reason: "holds nothing",
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Symmetric INT8: `value = code · scale`, codes from −127 to 127, `scale = amax ÷ 127`.
+///
+/// A code is the nearest integer to `value · (1 ÷ scale)`, ties to even. Worst error: half a step,
+/// 1/254 of amax.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Int8(pub Grouping);
+
+impl Format for Int8 {
+    const NAME: &'static str = "int8";
+    const CODES: CodeLayout = CodeLayout::Bytes;
+    const SCALES: ScaleType = ScaleType::F32;
+    type Scale = f32;
+    type Tensor = ();
+    type Encoder = f32;
+
+    fn grouping(&self) -> Grouping {
+        self.0
+    }
+
+    fn check(&self, _rows: usize, cols: usize) -> Result<()> {
+        check(Self::NAME, self.0, cols)
+    }
+
+    fn tensor(&self, _amax: f32) {}
+
+    #[inline(always)]
+    fn fit(&self, (): &(), extent: Extent) -> (f32, f32) {
+        let scale = extent.amax / 127.0;
+        (scale, inverse(scale))
+    }
+
+    #[inline(always)]
+    fn encode(inverse: &f32, values: &[f32; 16]) -> [u8; 16] {
+        values.map(|value| (round((value * inverse).clamp(-127.0, 127.0)) as i32) as u8)
+    }
+
+    #[inline(always)]
+    fn decode(&self, (): &(), scale: f32, code: u8) -> f32 {
+        f32::from(code.cast_signed()) * scale
+    }
+
+    fn levels(&self) -> Levels {
+        Levels::Int8
+    }
+
+    #[inline(always)]
+    fn affine(&self, scale: f32) -> (f32, f32) {
+        (scale, 0.0)
+    }
+
+    fn worst_error(&self) -> f32 {
+        1.0 / 254.0
+    }
+}
+
+/// 1 ÷ scale; 0 where that has no finite value, so that such groups become zeros.
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    let inverse = 1.0 / scale;
+    if inverse.is_finite() { inverse } else { 0.0 }
+}
+
+/// A scale and a zero point.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScaleZero {
+    /// What a step is worth.
+    pub scale: f32,
+    /// The code that stands for 0.
+    pub zero: i8,
+}
+
+/// Asymmetric INT8: `value = (code − zero) · scale`, codes from −128 to 127, the range from the
+/// smallest to the largest value, 0 included.
+///
+/// Worst error: half a step, (max − min) ÷ 510, at most 1/255 of amax; and as much again where the
+/// rounding of the zero point cuts the range at one end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Int8Asymmetric(pub Grouping);
+
+impl Format for Int8Asymmetric {
+    const NAME: &'static str = "int8-asymmetric";
+    const CODES: CodeLayout = CodeLayout::Bytes;
+    const SCALES: ScaleType = ScaleType::F32;
+    const SHIFTED: bool = true;
+    type Scale = ScaleZero;
+    type Tensor = ();
+    type Encoder = (f32, f32);
+
+    fn grouping(&self) -> Grouping {
+        self.0
+    }
+
+    fn check(&self, _rows: usize, cols: usize) -> Result<()> {
+        check(Self::NAME, self.0, cols)
+    }
+
+    fn tensor(&self, _amax: f32) {}
+
+    #[inline(always)]
+    fn fit(&self, (): &(), extent: Extent) -> (ScaleZero, (f32, f32)) {
+        // Divided first, so that the difference of two large values stays finite.
+        let scale = (extent.max / 255.0) - (extent.min / 255.0);
+        let zero = -128.0 - round(extent.min * inverse(scale));
+        let zero = zero.clamp(-128.0, 127.0);
+        let stored = ScaleZero {
+            scale,
+            zero: zero as i8,
+        };
+        (stored, (inverse(scale), zero))
+    }
+
+    #[inline(always)]
+    fn encode((inverse, zero): &(f32, f32), values: &[f32; 16]) -> [u8; 16] {
+        values.map(|value| ((round(value * inverse) + zero).clamp(-128.0, 127.0) as i32) as u8)
+    }
+
+    #[inline(always)]
+    fn decode(&self, (): &(), scale: ScaleZero, code: u8) -> f32 {
+        f32::from(i16::from(code.cast_signed()) - i16::from(scale.zero)) * scale.scale
+    }
+
+    fn levels(&self) -> Levels {
+        Levels::Int8
+    }
+
+    #[inline(always)]
+    fn affine(&self, scale: ScaleZero) -> (f32, f32) {
+        (scale.scale, -f32::from(scale.zero) * scale.scale)
+    }
+
+    fn scale_bytes(&self) -> usize {
+        5
+    }
+
+    fn worst_error(&self) -> f32 {
+        2.0 / 255.0
+    }
+}

@@ -1,0 +1,9 @@
+//! One file for each family of formats.
+
+pub mod bnb4;
+pub mod gguf;
+pub mod int4;
+pub mod int8;
+pub mod k_quants;
+pub mod mx;
+pub mod nvfp4;

@@ -1,0 +1,129 @@
+//! Every instruction set that this machine has, against the scalar specification and against f64.
+#![allow(clippy::unwrap_used)]
+
+use ferrotune_quant::{
+    Activations, Cpu, Format, Fp4, Grouping, Int8, Int8Asymmetric, Isa, Matrix, Mode, MxFp4,
+    MxFp8E4m3, MxFp8E5m2, Nf4, NvFp4, Packed, Quantized, ScaleRounding, Scratch, View,
+};
+
+/// Numbers that repeat, about normal: the sum of some uniform ones.
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut uniform = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / 16_777_216.0 - 0.5
+    };
+    (0..n)
+        .map(|_| (0..6).map(|_| uniform()).sum::<f32>())
+        .collect()
+}
+
+fn packed<F: Format>(format: F, rows: usize, cols: usize) -> (Vec<f32>, Packed<'static>) {
+    let weights = random(rows * cols, (rows * cols) as u64);
+    let cpu = Cpu::detect();
+    let quantized = Quantized::new(format, View::new(&weights, rows, cols).unwrap(), &cpu).unwrap();
+    let packed = Packed::new(&quantized, &cpu).unwrap();
+    let mut row = vec![0.0; cols];
+    let mut values = Vec::new();
+    for r in 0..rows {
+        Matrix::dequantize_row(&quantized, r, &mut row);
+        values.extend_from_slice(&row);
+        // The same values, but for the rounding of a product and a sum.
+        let mut again = vec![0.0; cols];
+        packed.dequantize_row(r, &mut again);
+        for (a, b) in again.iter().zip(&row) {
+            assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "{a} {b}");
+        }
+    }
+    (values, packed)
+}
+
+fn product(packed: &Packed, x: &[f32], m: usize, mode: Mode, cpu: &Cpu) -> Vec<f32> {
+    let [rows, cols] = packed.shape();
+    let mut activations = Activations::new(packed, mode).unwrap();
+    activations
+        .set(View::new(x, m, cols).unwrap(), cpu)
+        .unwrap();
+    let mut y = vec![f32::NAN; m * rows];
+    packed
+        .gemm(&activations, &mut y, &mut Scratch::new(), cpu)
+        .unwrap();
+    y
+}
+
+fn check<F: Format>(format: F, rows: usize, cols: usize, relative: f64, int8: bool) {
+    let (weights, packed) = packed(format, rows, cols);
+    let modes = [
+        (Mode::F32, 1e-6),
+        (Mode::Bf16, 6e-3),
+        (Mode::Int8PerRow, relative),
+        (Mode::Int8PerGroup, relative),
+    ];
+    for m in [1, 2, 3, 5, 8, 13, 25] {
+        let x = random(m * cols, 7 + m as u64);
+        for (mode, relative) in modes.iter().take(if int8 { 4 } else { 2 }) {
+            let expected = product(&packed, &x, m, *mode, &Cpu::with_isa(Isa::Scalar).unwrap());
+            for row in 0..m {
+                for out in 0..rows {
+                    let terms = (0..cols)
+                        .map(|k| f64::from(x[row * cols + k]) * f64::from(weights[out * cols + k]));
+                    let exact: f64 = terms.clone().sum();
+                    let norm = terms.map(|term| term * term).sum::<f64>().sqrt();
+                    let found = f64::from(expected[row * rows + out]);
+                    assert!(
+                        (found - exact).abs() <= relative * 6.0 * norm + 1e-12,
+                        "{} {mode:?} m {m}, row {row}, out {out}: {found} {exact} norm {norm}",
+                        F::NAME
+                    );
+                }
+            }
+            for isa in Isa::available() {
+                let found = product(&packed, &x, m, *mode, &Cpu::with_isa(isa).unwrap());
+                for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    if matches!(mode, Mode::Int8PerRow | Mode::Int8PerGroup) {
+                        assert_eq!(
+                            found.to_bits(),
+                            expected.to_bits(),
+                            "{isa} {} {mode:?} {m} {i}",
+                            F::NAME
+                        );
+                    } else {
+                        let norm = (cols as f32).sqrt();
+                        let error = (found - expected).abs();
+                        assert!(
+                            error <= 2e-5 * norm,
+                            "{isa} {} {mode:?} m {m} {i}: {found} {expected}",
+                            F::NAME
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_the_specification() {
+    for (rows, cols) in [(1, 64), (16, 64), (37, 192), (33, 1088)] {
+        check(Int8(Grouping::Row), rows, cols, 0.01, true);
+        check(Int8(Grouping::Tensor), rows, cols, 0.01, true);
+        check(Int8(Grouping::Block(32)), rows, cols, 0.01, true);
+        check(Int8Asymmetric(Grouping::Block(64)), rows, cols, 0.02, true);
+        check(Nf4::new(64).unwrap(), rows, cols, 0.02, true);
+        check(Fp4::new(64).unwrap(), rows, cols, 0.02, true);
+        check(MxFp4(ScaleRounding::Floor), rows, cols, 0.01, true);
+        check(NvFp4, rows, cols, 0.01, true);
+        check(MxFp8E4m3(ScaleRounding::Rceil), rows, cols, 0.0, false);
+        check(MxFp8E5m2(ScaleRounding::Floor), rows, cols, 0.0, false);
+    }
+    // Rows that end within a vector and within a group.
+    for (rows, cols) in [(5, 1), (17, 30), (18, 70), (3, 100)] {
+        check(Int8(Grouping::Row), rows, cols, 0.02, true);
+        check(Int8(Grouping::Block(32)), rows, cols, 0.02, true);
+        if cols % 2 == 0 {
+            check(MxFp4(ScaleRounding::Rceil), rows, cols, 0.02, true);
+        }
+    }
+}
