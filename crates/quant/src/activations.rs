@@ -1,9 +1,9 @@
 //! What a matrix is multiplied with, in the form that the product was asked to compute in.
 
 use crate::cpu::Cpu;
-use crate::element::{Element, bf16_bits, round};
+use crate::element::{Element, bf16_bits, round_to_i8};
 use crate::error::{Error, Result};
-use crate::format::Levels;
+use crate::format::{Levels, amax};
 use crate::packed::Packed;
 use crate::parallel::{First, Parts, for_each};
 use crate::simd::{self, Simd, Work};
@@ -48,8 +48,10 @@ pub struct Activations {
     pub(crate) values: Vec<u32>,
     /// Block, group, row.
     pub(crate) scales: Vec<f32>,
-    /// Block, group, row: the sums of the int8 values.
-    pub(crate) sums: Vec<i32>,
+    /// Block, group, row: −128 times the sum of the int8 values, for weights that are 128 too large.
+    pub(crate) biases: Vec<i32>,
+    /// Block, group, row: the sum of the int8 values, times their scale if it is the group's.
+    pub(crate) sums: Vec<f32>,
 }
 
 impl Activations {
@@ -72,6 +74,7 @@ impl Activations {
             stride: 1,
             values: Vec::new(),
             scales: Vec::new(),
+            biases: Vec::new(),
             sums: Vec::new(),
         })
     }
@@ -140,21 +143,25 @@ impl Activations {
         if self.mode.is_int8() {
             self.scales.clear();
             self.scales.resize(blocks * scales, 0.0);
+            self.biases.clear();
+            self.biases.resize(blocks * scales, 0);
             self.sums.clear();
-            self.sums.resize(blocks * scales, 0);
+            self.sums.resize(blocks * scales, 0.0);
         }
         let (mode, stride, group, depth) = (self.mode, self.stride, self.group, self.depth());
         let bad = First::new();
         let values = Parts::new(&mut self.values);
-        let (all_scales, all_sums) = (Parts::new(&mut self.scales), Parts::new(&mut self.sums));
+        let all_scales = Parts::new(&mut self.scales);
+        let (all_biases, all_sums) = (Parts::new(&mut self.biases), Parts::new(&mut self.sums));
         for_each(cpu.parallel(), blocks, 1, |_, range| {
             for block in range {
                 let of_block = block * scales..(block + 1) * scales;
                 // SAFETY: blocks are handed out once, and their parts do not overlap.
-                let (values, scales, sums) = unsafe {
+                let (values, scales, biases, sums) = unsafe {
                     (
                         values.part(block * words..(block + 1) * words),
                         all_scales.part(of_block.clone()),
+                        all_biases.part(of_block.clone()),
                         all_sums.part(of_block),
                     )
                 };
@@ -167,6 +174,7 @@ impl Activations {
                     depth,
                     values,
                     scales,
+                    biases,
                     sums,
                 };
                 if let Err(place) = simd::run(cpu.isa(), fill) {
@@ -196,7 +204,8 @@ struct Fill<'a, T> {
     depth: usize,
     values: &'a mut [u32],
     scales: &'a mut [f32],
-    sums: &'a mut [i32],
+    biases: &'a mut [i32],
+    sums: &'a mut [f32],
 }
 
 impl<T: Element> Work for Fill<'_, T> {
@@ -262,9 +271,9 @@ impl<T: Element> Fill<'_, T> {
         let words = &mut self.values[first * self.stride + lane..];
         let mut sum = 0_i32;
         let mut put = |word: &mut u32, four: [f32; 4]| {
-            let codes = four.map(|value| round(value * inverse) as i32);
-            sum += codes.iter().sum::<i32>();
-            *word = u32::from_le_bytes(codes.map(|code| code as u8));
+            let codes = four.map(|value| round_to_i8(value * inverse));
+            sum += codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+            *word = u32::from_le_bytes(codes.map(i8::cast_unsigned));
         };
         let (fours, rest) = values.as_chunks::<4>();
         let mut words = words.iter_mut().step_by(self.stride);
@@ -277,13 +286,10 @@ impl<T: Element> Fill<'_, T> {
                 core::array::from_fn(|i| rest.get(i).map_or(0.0, |value| value.to_f32())),
             );
         }
-        self.scales[g * self.stride + lane] = if inverse > 0.0 { amax / 127.0 } else { 0.0 };
-        self.sums[g * self.stride + lane] = sum;
+        let scale = if inverse > 0.0 { amax / 127.0 } else { 0.0 };
+        self.scales[g * self.stride + lane] = scale;
+        self.biases[g * self.stride + lane] = sum.wrapping_mul(-128);
+        let per_group = self.mode == Mode::Int8PerGroup;
+        self.sums[g * self.stride + lane] = sum as f32 * if per_group { scale } else { 1.0 };
     }
-}
-
-/// The largest magnitude, or the place of the first value that is not finite.
-#[inline(always)]
-fn amax<T: Element>(values: &[T]) -> Result<f32, usize> {
-    crate::format::measure(values).map(|extent| extent.amax)
 }

@@ -91,11 +91,20 @@ pub(crate) fn bf16_bits(value: f32) -> u16 {
     (if nan_in { nan } else { rounded }) as u16
 }
 
+/// 1.5 · 2²³: its last bit stands for one, so that a sum with it is rounded to an integer.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
 /// The nearest integer, ties to even, of a value below 2²² in magnitude.
 #[inline(always)]
 pub(crate) fn round(value: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5 · 2²³: its last bit stands for one
     (value + MAGIC) - MAGIC
+}
+
+/// The nearest integer, ties to even, of a value that rounds to an i8.
+#[inline(always)]
+pub(crate) fn round_to_i8(value: f32) -> i8 {
+    // The sum's lowest bits are the integer in two's complement.
+    (value + MAGIC).to_bits() as i8
 }
 
 /// Bits of the magnitude, which order as the magnitudes do; [`INFINITE`] and above are not finite.

@@ -1,6 +1,6 @@
 //! Small floats: E8M0, E4M3, E5M2 and E2M1, as the OCP specifications define them.
 
-use crate::element::round;
+use crate::element::MAGIC;
 
 /// The value of an E8M0 byte, 2^(byte − 127); 255 is NaN.
 #[inline(always)]
@@ -56,7 +56,7 @@ fn small_float<const MANTISSA: u32>(value: f32, largest: f32, bias: u32) -> u8 {
         ((bits + half + ((bits >> shift) & 1)) >> shift).wrapping_sub((127 - bias) << MANTISSA);
     // Below the smallest normal number the step is that of the smallest: 2^(1 − bias − MANTISSA).
     let per_step = f32::from_bits((127 + bias - 1 + MANTISSA) << 23);
-    let denormal = round(magnitude * per_step) as u32;
+    let denormal = (magnitude * per_step + MAGIC).to_bits() & 0xff;
     let smallest_normal = f32::from_bits((127 + 1 - bias) << 23);
     let code = if magnitude < smallest_normal {
         denormal
@@ -76,14 +76,15 @@ pub const E2M1: [f32; 16] = [
 pub fn f32_to_e2m1(value: f32) -> u8 {
     let x = value.abs();
     // A tie goes to the code with an even last bit: up at 0.75, 1.75, 3.5.
-    let code = u8::from(x > 0.25)
-        + u8::from(x >= 0.75)
-        + u8::from(x > 1.25)
-        + u8::from(x >= 1.75)
-        + u8::from(x > 2.5)
-        + u8::from(x >= 3.5)
-        + u8::from(x > 5.0);
-    code | (value.to_bits() >> 28 & 8) as u8
+    // In 32 bits, as wide as the comparisons are.
+    let code = u32::from(x > 0.25)
+        + u32::from(x >= 0.75)
+        + u32::from(x > 1.25)
+        + u32::from(x >= 1.75)
+        + u32::from(x > 2.5)
+        + u32::from(x >= 3.5)
+        + u32::from(x > 5.0);
+    (code | value.to_bits() >> 28 & 8) as u8
 }
 
 #[cfg(test)]

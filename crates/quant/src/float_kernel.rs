@@ -2,9 +2,10 @@
 //! time, and multiplied with all rows while they are in the cache.
 
 use crate::activations::{Activations, Mode};
+use crate::bytes::Line;
 use crate::format::Levels;
 use crate::matrix::ScaleType;
-use crate::packed::{Line, Packed};
+use crate::packed::Packed;
 use crate::parallel::Parts;
 use crate::product::store;
 use crate::simd::{LANES, Simd, Work};

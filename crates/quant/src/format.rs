@@ -169,6 +169,8 @@ pub trait Format: Clone + Debug + PartialEq + Send + Sync + 'static {
     const SHIFTED: bool = false;
     /// Whether [`Format::tensor`] depends on the tensor's largest magnitude.
     const TENSOR_EXTENT: bool = false;
+    /// Whether [`Format::fit`] looks at more of the extent than its magnitude.
+    const SIGNED: bool = false;
     /// What is stored for each group.
     type Scale: Copy + Debug + PartialEq + Send + Sync + 'static;
     /// What is stored for the tensor as a whole.
@@ -638,21 +640,34 @@ impl<T: Element> Work for Measure<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Self::Output {
-        measure(self.values)
+        extent::<T, true>(self.values)
     }
 }
 
 /// The extent of a slice, or the place of its first value that is not finite.
 #[inline(always)]
 pub(crate) fn measure<T: Element>(values: &[T]) -> Result<Extent, usize> {
-    const WIDE: usize = 64;
-    let (mut bits, mut min, mut max) = ([0_u32; WIDE], [0_f32; WIDE], [0_f32; WIDE]);
+    extent::<T, true>(values)
+}
+
+/// The largest magnitude of a slice, or the place of its first value that is not finite.
+#[inline(always)]
+pub(crate) fn amax<T: Element>(values: &[T]) -> Result<f32, usize> {
+    extent::<T, false>(values).map(|extent| extent.amax)
+}
+
+/// [`measure`]; without `SIGNED` only the magnitude is looked for.
+#[inline(always)]
+fn extent<T: Element, const SIGNED: bool>(values: &[T]) -> Result<Extent, usize> {
+    let (mut bits, mut min, mut max) = ([0_u32; 16], [0_f32; 16], [0_f32; 16]);
     let mut see = |i: usize, value: f32| {
         bits[i] = bits[i].max(magnitude_bits(value));
-        min[i] = if value < min[i] { value } else { min[i] };
-        max[i] = if value > max[i] { value } else { max[i] };
+        if SIGNED {
+            min[i] = if value < min[i] { value } else { min[i] };
+            max[i] = if value > max[i] { value } else { max[i] };
+        }
     };
-    let (chunks, rest) = values.as_chunks::<WIDE>();
+    let (chunks, rest) = values.as_chunks::<16>();
     for chunk in chunks {
         for (i, value) in chunk.iter().enumerate() {
             see(i, value.to_f32());
@@ -661,16 +676,33 @@ pub(crate) fn measure<T: Element>(values: &[T]) -> Result<Extent, usize> {
     for (i, value) in rest.iter().enumerate() {
         see(i, value.to_f32());
     }
-    let bits = bits.into_iter().max().unwrap_or(0);
+    let bits = halve(bits, |a, b| a.max(b));
     if bits >= INFINITE {
         let place = values.iter().position(|value| !value.to_f32().is_finite());
         return Err(place.unwrap_or(0));
     }
-    let min = min.into_iter().fold(0.0, |a, b| if b < a { b } else { a });
-    let max = max.into_iter().fold(0.0, |a, b| if b > a { b } else { a });
+    if !SIGNED {
+        let amax = f32::from_bits(bits);
+        return Ok(Extent {
+            amax,
+            min: -amax,
+            max: amax,
+            peak: amax,
+        });
+    }
+    let min = halve(min, |a, b| if b < a { b } else { a });
+    let max = halve(max, |a, b| if b > a { b } else { a });
     Ok(Extent::new(min, max, || {
         values.iter().map(|value| value.to_f32())
     }))
+}
+
+/// All of 16 values combined, in pairs: the compiler then shuffles vectors.
+#[inline(always)]
+fn halve<A: Copy>(values: [A; 16], combine: impl Fn(A, A) -> A) -> A {
+    let eight: [A; 8] = core::array::from_fn(|i| combine(values[i], values[i + 8]));
+    let four: [A; 4] = core::array::from_fn(|i| combine(eight[i], eight[i + 4]));
+    combine(combine(four[0], four[2]), combine(four[1], four[3]))
 }
 
 /// The extent of the finite values.
@@ -707,7 +739,12 @@ impl<F: Format, T: Element> Work for Encode<'_, F, T> {
             let range = self.grouping.range(group, rows, cols);
             let (row, col) = (range.start / cols, range.start % cols);
             let values = &matrix.row(row)[col..col + range.len()];
-            let (extent, clean) = match measure(values) {
+            let measured = if F::SIGNED {
+                extent::<T, true>(values)
+            } else {
+                extent::<T, false>(values)
+            };
+            let (extent, clean) = match measured {
                 Ok(extent) => (extent, true),
                 Err(place) if self.job.non_finite == NonFinite::Refuse => {
                     return Err(range.start + place);

@@ -2,17 +2,105 @@
 //! instruction set, and one fused multiply-add in f32 for each sum, in the order of the groups.
 //!
 //! ```text
-//! y = unit · factor · Σ_g fma(Σ w·a, scale_w·scale_a, …)     shifts: + fma(shift, Σa·scale_a, …)
+//! one scale for each row and group:  y = unit · Σ_g (fma(Σ w·a, scale_w · scale_a, …), fma(shift, Σa · scale_a, …))
+//! one scale for each row:            y = scale_a · unit · Σ_g (fma(Σ w·a, scale_w, …), fma(shift, Σa, …))
 //! ```
 
-use crate::activations::Activations;
+use crate::activations::{Activations, Mode};
+use crate::bytes::Line;
 use crate::format::Levels;
 use crate::matrix::ScaleType;
-use crate::packed::{Line, Packed};
+use crate::packed::Packed;
 use crate::parallel::Parts;
 use crate::product::store;
-use crate::simd::{LANES, Simd, Work};
+use crate::simd::{self, LANES, Simd, Work};
 use core::ops::Range;
+
+/// A matrix as the kernels walk through it: everything that a loop asks for, by value.
+#[derive(Clone, Copy)]
+struct Weights<S: Simd> {
+    codes: *const u8,
+    scales: *const u8,
+    shifts: *const f32,
+    table: S::T,
+    factor: f32,
+    rows: usize,
+    nibbles: bool,
+    shifted: bool,
+    scale_type: ScaleType,
+    groups: usize,
+    /// Eights of columns in a group, and in the last.
+    eights: usize,
+    last_eights: usize,
+    /// Bytes of a tile's codes.
+    tile_bytes: usize,
+    /// How many bytes ahead of the codes to ask memory for more.
+    ahead: usize,
+}
+
+impl<S: Simd> Weights<S> {
+    #[inline(always)]
+    fn new(simd: S, matrix: &Packed) -> Self {
+        let structure = &matrix.structure;
+        let (steps, unit) = match &structure.levels {
+            Levels::Table { steps, unit, .. } => (*steps, *unit),
+            _ => ([0; 16], 1.0),
+        };
+        let groups = matrix.groups();
+        Self {
+            codes: matrix.codes.as_ptr(),
+            scales: matrix.scales.as_ptr(),
+            shifts: matrix.shifts.as_ptr().cast(),
+            table: simd.table(&steps.map(|step| step.cast_unsigned() ^ 0x80)),
+            factor: unit * structure.factor,
+            rows: matrix.rows,
+            nibbles: structure.nibbles,
+            shifted: structure.shifted,
+            scale_type: structure.scales,
+            groups,
+            eights: structure.group / 8,
+            last_eights: if groups == 0 {
+                0
+            } else {
+                matrix.group_depth(groups - 1) / 8
+            },
+            tile_bytes: matrix.tile_bytes(),
+            ahead: simd::bytes_ahead(),
+        }
+    }
+
+    #[inline(always)]
+    fn eights(&self, group: usize) -> usize {
+        if group + 1 == self.groups {
+            self.last_eights
+        } else {
+            self.eights
+        }
+    }
+
+    /// Scales of a tile's group. `place` is `(tile · groups + group) · 16`.
+    #[inline(always)]
+    unsafe fn scale(&self, simd: S, place: usize) -> S::F {
+        // SAFETY: the matrix has scales for each tile and group; prefetching may name any address.
+        unsafe {
+            let ahead = place * self.scale_type.bytes() + self.ahead / 4;
+            simd.prefetch(self.scales.wrapping_add(ahead));
+            match self.scale_type {
+                ScaleType::F32 => simd.scales_f32(self.scales.add(4 * place)),
+                ScaleType::F16 => simd.scales_f16(self.scales.add(2 * place)),
+                ScaleType::E8M0 => simd.scales_e8m0(self.scales.add(place)),
+                ScaleType::E4M3 => simd.scales_e4m3(self.scales.add(place)),
+            }
+        }
+    }
+}
+
+/// Where a sum begins, so that weights which are 128 too large come out right.
+#[inline(always)]
+unsafe fn begin<S: Simd>(simd: S, bias: *const i32) -> S::I {
+    // SAFETY: the caller's pointer.
+    simd.splat_i(if S::BIASED { unsafe { *bias } } else { 0 })
+}
 
 /// Some tiles times one row.
 pub(crate) struct Gemv<'a, 'b> {
@@ -28,13 +116,19 @@ impl Work for Gemv<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { matrix, x, .. } = self;
-        let weights = Weights::new(simd, matrix);
+        let weights = Weights::new(simd, self.matrix);
         let first = self.tiles.start;
         for tile in self.tiles {
             // SAFETY: `Packed` and `Activations` have the lengths that their shapes ask for, which
             // `check` has compared.
-            let y = unsafe { weights.row(simd, x, tile) };
+            let y = unsafe {
+                match (weights.nibbles, self.x.mode == Mode::Int8PerRow) {
+                    (true, true) => row::<S, true, true>(simd, weights, self.x, tile),
+                    (true, false) => row::<S, true, false>(simd, weights, self.x, tile),
+                    (false, true) => row::<S, false, true>(simd, weights, self.x, tile),
+                    (false, false) => row::<S, false, false>(simd, weights, self.x, tile),
+                }
+            };
             let out = &mut self.out[(tile - first) * LANES..];
             if out.len() >= LANES {
                 // SAFETY: 16 floats.
@@ -49,114 +143,84 @@ impl Work for Gemv<'_, '_> {
     }
 }
 
-/// A matrix as the kernels walk through it.
-#[derive(Clone, Copy)]
-struct Weights<'a, S: Simd> {
-    codes: *const u8,
-    scales: *const u8,
-    shifts: *const f32,
-    matrix: &'a Packed<'a>,
-    table: S::T,
-    factor: f32,
-}
-
-impl<'a, S: Simd> Weights<'a, S> {
-    #[inline(always)]
-    fn new(simd: S, matrix: &'a Packed<'a>) -> Self {
-        let (steps, unit) = match &matrix.structure.levels {
-            Levels::Table { steps, unit, .. } => (*steps, *unit),
-            _ => ([0; 16], 1.0),
-        };
-        Self {
-            codes: matrix.codes.as_ptr(),
-            scales: matrix.scales.as_ptr(),
-            shifts: matrix.shifts.as_ptr().cast(),
-            matrix,
-            table: simd.table(&steps.map(|step| step.cast_unsigned() ^ 0x80)),
-            factor: unit * matrix.structure.factor,
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scale(&self, simd: S, tile: usize, group: usize) -> S::F {
-        let structure = &self.matrix.structure;
-        let place = (tile * self.matrix.groups() + group) * LANES;
-        // SAFETY: the matrix has scales for each tile and group.
-        unsafe {
-            let at = self.scales.add(place * structure.scales.bytes());
-            match structure.scales {
-                ScaleType::F32 => simd.scales_f32(at),
-                ScaleType::F16 => simd.scales_f16(at),
-                ScaleType::E8M0 => simd.scales_e8m0(at),
-                ScaleType::E4M3 => simd.scales_e4m3(at),
-            }
-        }
-    }
-
-    /// `acc + shift · Σ a · scale_a`.
-    #[inline(always)]
-    unsafe fn shift(
-        &self,
-        simd: S,
-        acc: S::F,
-        tile: usize,
-        group: usize,
-        sum: i32,
-        scale: f32,
-    ) -> S::F {
-        if !self.matrix.structure.shifted {
-            return acc;
-        }
-        let place = (tile * self.matrix.groups() + group) * LANES;
-        // SAFETY: the matrix has shifts for each tile and group.
-        let shift = unsafe { simd.load(self.shifts.add(place)) };
-        simd.fma(shift, simd.splat(sum as f32 * scale), acc)
-    }
-
-    /// The product of a tile with the only row.
-    #[inline(always)]
-    unsafe fn row(&self, simd: S, x: &Activations, tile: usize) -> S::F {
-        let matrix = self.matrix;
-        let nibbles = matrix.structure.nibbles;
-        let mut acc = simd.splat(0.0);
-        let mut a = x.values.as_ptr().cast::<i8>();
-        // SAFETY of the block: within the tile's codes and the row's values, which have the same depth.
-        unsafe {
-            let mut codes = self.codes.add(tile * matrix.tile_bytes());
-            for group in 0..matrix.groups() {
-                let steps = matrix.group_depth(group) / 8;
-                let (sum, scale) = (x.sums[group], x.scales[group]);
-                // Two chains, since each waits for its last link.
-                let mut even = simd.splat_i(bias::<S>(sum));
-                let mut odd = simd.splat_i(0);
-                if nibbles {
-                    for _ in 0..steps {
-                        let (low, high) = simd.nibbles(simd.load_b(codes), self.table);
-                        even = simd.dot(even, simd.weights(low), a);
-                        odd = simd.dot(odd, simd.weights(high), a.add(4));
-                        (codes, a) = (codes.add(64), a.add(8));
-                    }
-                } else {
-                    for _ in 0..steps {
-                        even = simd.dot(even, simd.weights(simd.load_b(codes)), a);
-                        odd = simd.dot(odd, simd.weights(simd.load_b(codes.add(64))), a.add(4));
-                        (codes, a) = (codes.add(128), a.add(8));
-                    }
-                }
-                let total = simd.to_float(simd.add_i(even, odd));
-                let scales = simd.mul(self.scale(simd, tile, group), simd.splat(scale));
-                acc = simd.fma(total, scales, acc);
-                acc = self.shift(simd, acc, tile, group, sum, scale);
-            }
-        }
-        simd.mul(acc, simd.splat(self.factor))
-    }
-}
-
-/// Where a sum begins, so that weights which are 128 too large come out right.
+/// The product of a tile with the only row of activations. Groups of the usual lengths are unrolled.
 #[inline(always)]
-fn bias<S: Simd>(sum: i32) -> i32 {
-    if S::BIASED { sum.wrapping_mul(-128) } else { 0 }
+unsafe fn row<S: Simd, const NIBBLES: bool, const PER_ROW: bool>(
+    simd: S,
+    weights: Weights<S>,
+    x: &Activations,
+    tile: usize,
+) -> S::F {
+    let whole = weights.eights == weights.last_eights;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match if whole { weights.eights } else { 0 } {
+            2 => row_of::<S, NIBBLES, PER_ROW, 2>(simd, weights, x, tile),
+            4 => row_of::<S, NIBBLES, PER_ROW, 4>(simd, weights, x, tile),
+            8 => row_of::<S, NIBBLES, PER_ROW, 8>(simd, weights, x, tile),
+            _ => row_of::<S, NIBBLES, PER_ROW, 0>(simd, weights, x, tile),
+        }
+    }
+}
+
+/// [`row`] for groups of `EIGHTS` times eight columns, or of any length if that is 0.
+#[inline(always)]
+unsafe fn row_of<S: Simd, const NIBBLES: bool, const PER_ROW: bool, const EIGHTS: usize>(
+    simd: S,
+    weights: Weights<S>,
+    x: &Activations,
+    tile: usize,
+) -> S::F {
+    let mut a = x.values.as_ptr().cast::<i8>();
+    let (biases, sums, scales) = (x.biases.as_ptr(), x.sums.as_ptr(), x.scales.as_ptr());
+    let mut acc = simd.splat(0.0);
+    // SAFETY of the block: within the tile's codes and the row's values, which have the same depth.
+    // Prefetching may name any address.
+    unsafe {
+        let mut codes = weights.codes.add(tile * weights.tile_bytes);
+        for group in 0..weights.groups {
+            // Two chains, since each waits for its last link.
+            let mut even = begin(simd, biases.add(group));
+            let mut odd = simd.splat_i(0);
+            let eights = if EIGHTS > 0 {
+                EIGHTS
+            } else {
+                weights.eights(group)
+            };
+            for _ in 0..eights {
+                simd.prefetch(codes.wrapping_add(weights.ahead));
+                if NIBBLES {
+                    let (low, high) = simd.nibbles(simd.load_b(codes), weights.table);
+                    even = simd.dot(even, simd.weights(low), a);
+                    odd = simd.dot(odd, simd.weights(high), a.add(4));
+                    codes = codes.add(64);
+                } else {
+                    simd.prefetch(codes.wrapping_add(weights.ahead + 64));
+                    even = simd.dot(even, simd.weights(simd.load_b(codes)), a);
+                    odd = simd.dot(odd, simd.weights(simd.load_b(codes.add(64))), a.add(4));
+                    codes = codes.add(128);
+                }
+                a = a.add(8);
+            }
+            let total = simd.to_float(simd.add_i(even, odd));
+            let place = (tile * weights.groups + group) * LANES;
+            let mut scale = weights.scale(simd, place);
+            if !PER_ROW {
+                scale = simd.mul(scale, simd.splat(*scales.add(group)));
+            }
+            acc = simd.fma(total, scale, acc);
+            if weights.shifted {
+                let shift = simd.load(weights.shifts.add(place));
+                acc = simd.fma(shift, simd.splat(*sums.add(group)), acc);
+            }
+        }
+        let factor = if PER_ROW {
+            weights.factor * *scales
+        } else {
+            weights.factor
+        };
+        simd.mul(acc, simd.splat(factor))
+    }
 }
 
 /// Bytes that a worker needs to unpack `tiles` tiles.
@@ -184,13 +248,13 @@ impl Work for Gemm<'_, '_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { matrix, x, .. } = self;
         let weights = Weights::new(simd, matrix);
-        let depth_bytes = matrix.depth() * LANES;
-        let base = if matrix.structure.nibbles {
+        let depth = matrix.depth();
+        let base = if weights.nibbles {
             let mut to = self.scratch.as_mut_ptr().cast::<u8>();
             // SAFETY: the tiles' codes follow each other, and `scratch_bytes` is their room.
             unsafe {
-                let mut from = weights.codes.add(self.tiles.start * matrix.tile_bytes());
-                for _ in 0..self.tiles.len() * matrix.depth() / 8 {
+                let mut from = weights.codes.add(self.tiles.start * weights.tile_bytes);
+                for _ in 0..self.tiles.len() * depth / 8 {
                     let (low, high) = simd.nibbles(simd.load_b(from), weights.table);
                     simd.store_b(low, to);
                     simd.store_b(high, to.add(64));
@@ -200,145 +264,192 @@ impl Work for Gemm<'_, '_, '_> {
             self.scratch.as_ptr().cast::<u8>()
         } else {
             // SAFETY: within the matrix.
-            unsafe { weights.codes.add(self.tiles.start * matrix.tile_bytes()) }
+            unsafe { weights.codes.add(self.tiles.start * weights.tile_bytes) }
         };
-        let mut tile = self.tiles.start;
-        while tile < self.tiles.end {
+        let mut panel = Panel {
+            weights,
+            x,
+            tile: self.tiles.start,
+            codes: base,
+            tile_bytes: depth * LANES,
+            out: self.out,
+        };
+        while panel.tile < self.tiles.end {
+            let tiles = if S::TILES == 2 {
+                (self.tiles.end - panel.tile).min(2)
+            } else {
+                1
+            };
             // SAFETY: within what was unpacked, or within the matrix; each tile is multiplied once.
             unsafe {
-                let codes = base.add((tile - self.tiles.start) * depth_bytes);
-                if S::TILES == 2 && tile + 1 < self.tiles.end {
-                    panel::<S, 2>(simd, &weights, x, tile, codes, self.out);
-                    tile += 2;
-                } else {
-                    panel::<S, 1>(simd, &weights, x, tile, codes, self.out);
-                    tile += 1;
+                match (tiles, x.mode == Mode::Int8PerRow) {
+                    (2, true) => panel.run::<2, true>(simd),
+                    (2, false) => panel.run::<2, false>(simd),
+                    (_, true) => panel.run::<1, true>(simd),
+                    (_, false) => panel.run::<1, false>(simd),
                 }
+                panel.codes = panel.codes.add(tiles * panel.tile_bytes);
             }
+            panel.tile += tiles;
         }
     }
 }
 
-/// `TILES` tiles times all rows.
-#[inline(always)]
-unsafe fn panel<S: Simd, const TILES: usize>(
-    simd: S,
-    weights: &Weights<S>,
-    x: &Activations,
+/// Some tiles, a byte for each code, times all rows.
+struct Panel<'a, 'b, S: Simd> {
+    weights: Weights<S>,
+    x: &'a Activations,
+    /// The first tile, and its codes.
     tile: usize,
     codes: *const u8,
-    out: &Parts<f32>,
-) {
-    for block in 0..x.blocks() {
-        let used = x.stride.min(x.rows - block * x.stride);
-        let mut row = 0;
-        while row < used {
-            let left = used - row;
-            let place = Place {
-                tile,
-                codes,
-                block,
-                row,
-                used: left,
-            };
-            // SAFETY: the caller's promise; a block has room for as many rows as are multiplied.
-            unsafe {
-                if S::ROWS == 12 && left > 8 {
-                    rows::<S, 12, TILES>(simd, weights, x, place, out);
-                    row += 12;
-                } else if S::ROWS == 12 && left > 4 {
-                    rows::<S, 8, TILES>(simd, weights, x, place, out);
-                    row += 8;
-                } else if left > 1 {
-                    rows::<S, 4, TILES>(simd, weights, x, place, out);
-                    row += 4;
-                } else {
-                    rows::<S, 1, TILES>(simd, weights, x, place, out);
-                    row += 1;
-                }
-            }
-        }
-    }
+    tile_bytes: usize,
+    out: &'a Parts<'b, f32>,
 }
 
-/// What a kernel multiplies.
-#[derive(Clone, Copy)]
-struct Place {
-    tile: usize,
-    codes: *const u8,
-    block: usize,
-    /// The first row, counted in its block.
-    row: usize,
-    /// Rows from there on that exist.
-    used: usize,
-}
-
-/// `ROWS` rows times `TILES` tiles.
-#[inline(always)]
-unsafe fn rows<S: Simd, const ROWS: usize, const TILES: usize>(
-    simd: S,
-    weights: &Weights<S>,
-    x: &Activations,
-    place: Place,
-    out: &Parts<f32>,
-) {
-    let matrix = weights.matrix;
-    let (stride, groups) = (x.stride, matrix.groups());
-    let mut acc = [[simd.splat(0.0); TILES]; ROWS];
-    // SAFETY of the block: within the block of activations and the tiles' codes, of the same depth.
-    unsafe {
-        let mut a = x
-            .values
-            .as_ptr()
-            .add(place.block * x.block_words() + place.row)
-            .cast::<i8>();
-        let sums = x
-            .sums
-            .as_ptr()
-            .add(place.block * stride * groups + place.row);
-        let scales = x
-            .scales
-            .as_ptr()
-            .add(place.block * stride * groups + place.row);
-        let mut codes = place.codes;
-        for group in 0..groups {
-            let at = group * stride;
-            let mut sum = [[simd.splat_i(0); TILES]; ROWS];
-            if S::BIASED {
-                for (row, sum) in sum.iter_mut().enumerate() {
-                    *sum = [simd.splat_i(bias::<S>(*sums.add(at + row))); TILES];
-                }
-            }
-            for _ in 0..matrix.group_depth(group) / 4 {
-                let w: [S::W; TILES] = core::array::from_fn(|tile| {
-                    simd.weights(simd.load_b(codes.add(tile * matrix.depth() * LANES)))
-                });
-                for (row, sum) in sum.iter_mut().enumerate() {
-                    for tile in 0..TILES {
-                        sum[tile] = simd.dot(sum[tile], w[tile], a.add(4 * row));
+impl<S: Simd> Panel<'_, '_, S> {
+    #[inline(always)]
+    unsafe fn run<const TILES: usize, const PER_ROW: bool>(&self, simd: S) {
+        let x = self.x;
+        for block in 0..x.blocks() {
+            let used = x.stride.min(x.rows - block * x.stride);
+            let mut row = 0;
+            while row < used {
+                let left = used - row;
+                // SAFETY: the caller's promise; a block has room for as many rows as are multiplied.
+                unsafe {
+                    if S::ROWS == 12 && left > 8 {
+                        self.rows::<12, TILES, PER_ROW>(simd, block, row, left);
+                        row += 12;
+                    } else if S::ROWS == 12 && left > 4 {
+                        self.rows::<8, TILES, PER_ROW>(simd, block, row, left);
+                        row += 8;
+                    } else if left > 1 {
+                        self.rows::<4, TILES, PER_ROW>(simd, block, row, left);
+                        row += 4;
+                    } else {
+                        self.rows::<1, TILES, PER_ROW>(simd, block, row, left);
+                        row += 1;
                     }
                 }
-                (codes, a) = (codes.add(64), a.add(4 * stride));
-            }
-            let scale_w: [S::F; TILES] =
-                core::array::from_fn(|tile| weights.scale(simd, place.tile + tile, group));
-            for row in 0..ROWS {
-                let scale = *scales.add(at + row);
-                for tile in 0..TILES {
-                    let both = simd.mul(scale_w[tile], simd.splat(scale));
-                    let total = simd.to_float(sum[row][tile]);
-                    let now = simd.fma(total, both, acc[row][tile]);
-                    let sum = *sums.add(at + row);
-                    acc[row][tile] = weights.shift(simd, now, place.tile + tile, group, sum, scale);
-                }
-            }
-        }
-        for (row, acc) in acc.iter().enumerate().take(place.used) {
-            for (tile, acc) in acc.iter().enumerate() {
-                let y = simd.mul(*acc, simd.splat(weights.factor));
-                let row = place.block * stride + place.row + row;
-                store(simd, y, out, matrix.rows, row, place.tile + tile);
             }
         }
     }
+
+    /// `ROWS` rows, from row `row` of a block, of which `used` exist.
+    #[inline(always)]
+    unsafe fn rows<const ROWS: usize, const TILES: usize, const PER_ROW: bool>(
+        &self,
+        simd: S,
+        block: usize,
+        row: usize,
+        used: usize,
+    ) {
+        let (weights, x) = (self.weights, self.x);
+        let (stride, groups) = (x.stride, weights.groups);
+        // In memory: registers are for the integer sums.
+        let mut room = [[[0_f32; LANES]; TILES]; ROWS];
+        let acc = room.as_mut_ptr().cast::<f32>();
+        // SAFETY of the block: within the block of activations and the tiles' codes, of the same depth.
+        unsafe {
+            let mut a = x
+                .values
+                .as_ptr()
+                .add(block * x.block_words() + row)
+                .cast::<i8>();
+            let first = block * stride * groups + row;
+            let mut biases = x.biases.as_ptr().add(first);
+            let mut sums = x.sums.as_ptr().add(first);
+            let mut scales = x.scales.as_ptr().add(first);
+            let row_scales = scales;
+            let mut codes = self.codes;
+            for group in 0..groups {
+                let fours = 2 * weights.eights(group);
+                let tiles = (codes, self.tile_bytes);
+                let total = dots::<S, ROWS, TILES>(simd, biases, tiles, (a, 4 * stride), fours);
+                (codes, a) = (codes.add(64 * fours), a.add(4 * stride * fours));
+                let mut scale_w = [simd.splat(0.0); TILES];
+                for tile in 0..TILES {
+                    let place = ((self.tile + tile) * groups + group) * LANES;
+                    scale_w[tile] = weights.scale(simd, place);
+                }
+                for row in 0..ROWS {
+                    for tile in 0..TILES {
+                        let at = acc.add((row * TILES + tile) * LANES);
+                        let scale = if PER_ROW {
+                            scale_w[tile]
+                        } else {
+                            simd.mul(scale_w[tile], simd.splat(*scales.add(row)))
+                        };
+                        let y = simd.fma(simd.to_float(total[row][tile]), scale, simd.load(at));
+                        simd.store(y, at);
+                    }
+                }
+                if weights.shifted {
+                    for tile in 0..TILES {
+                        let place = ((self.tile + tile) * groups + group) * LANES;
+                        let shift = simd.load(weights.shifts.add(place));
+                        for row in 0..ROWS {
+                            let at = acc.add((row * TILES + tile) * LANES);
+                            simd.store(
+                                simd.fma(shift, simd.splat(*sums.add(row)), simd.load(at)),
+                                at,
+                            );
+                        }
+                    }
+                }
+                (biases, sums) = (biases.add(stride), sums.add(stride));
+                scales = scales.add(stride);
+            }
+            for i in 0..ROWS.min(used) {
+                let factor = if PER_ROW {
+                    weights.factor * *row_scales.add(i)
+                } else {
+                    weights.factor
+                };
+                for tile in 0..TILES {
+                    let y = simd.mul(
+                        simd.load(acc.add((i * TILES + tile) * LANES)),
+                        simd.splat(factor),
+                    );
+                    let row = block * stride + row + i;
+                    store(simd, y, self.out, weights.rows, row, self.tile + tile);
+                }
+            }
+        }
+    }
+}
+
+/// Integer sums of `ROWS` rows and `TILES` tiles over `fours` times four columns. A function of its own
+/// so that the sums stay in registers. Tiles lie `codes.1` bytes apart, steps of activations `a.1`.
+#[inline(always)]
+unsafe fn dots<S: Simd, const ROWS: usize, const TILES: usize>(
+    simd: S,
+    biases: *const i32,
+    codes: (*const u8, usize),
+    a: (*const i8, usize),
+    fours: usize,
+) -> [[S::I; TILES]; ROWS] {
+    let ((mut codes, next_tile), (mut a, next_a)) = (codes, a);
+    let mut sum = [[simd.splat_i(0); TILES]; ROWS];
+    // SAFETY of the block: the caller's pointers.
+    unsafe {
+        for row in 0..ROWS {
+            for tile in 0..TILES {
+                sum[row][tile] = begin(simd, biases.add(row));
+            }
+        }
+        for _ in 0..fours {
+            let mut w = [simd.weights(simd.load_b(codes)); TILES];
+            for tile in 1..TILES {
+                w[tile] = simd.weights(simd.load_b(codes.add(tile * next_tile)));
+            }
+            for row in 0..ROWS {
+                for tile in 0..TILES {
+                    sum[row][tile] = simd.dot(sum[row][tile], w[tile], a.add(4 * row));
+                }
+            }
+            (codes, a) = (codes.add(64), a.add(next_a));
+        }
+    }
+    sum
 }

@@ -5,6 +5,7 @@
 extern crate alloc;
 
 mod activations;
+mod bytes;
 #[cfg(feature = "std")]
 pub mod calibrate;
 mod cpu;

@@ -10,6 +10,7 @@
 //!
 //! Every value is read once, in the order of memory, whatever the number of threads.
 
+use crate::bytes::{Bytes, Line};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result, length};
 use crate::float::f32_to_e4m3;
@@ -17,7 +18,7 @@ use crate::format::Levels;
 use crate::matrix::{Matrix, ScaleType, Structure};
 use crate::parallel::{Parts, for_each, worker_slots};
 use crate::simd::LANES;
-use alloc::{borrow::Cow, format, vec, vec::Vec};
+use alloc::{format, vec, vec::Vec};
 use half::f16;
 
 /// Columns that an int8 product with one scale a row can sum in 32 bits.
@@ -45,9 +46,9 @@ pub struct Packed<'a> {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) structure: Structure,
-    pub(crate) codes: Cow<'a, [u8]>,
-    pub(crate) scales: Cow<'a, [u8]>,
-    pub(crate) shifts: Cow<'a, [u8]>,
+    pub(crate) codes: Bytes<'a>,
+    pub(crate) scales: Bytes<'a>,
+    pub(crate) shifts: Bytes<'a>,
 }
 
 /// Sizes of the parts of a packed matrix, in bytes.
@@ -70,18 +71,18 @@ impl<'a> Packed<'a> {
     pub fn from_parts(
         [rows, cols]: [usize; 2],
         structure: Structure,
-        codes: impl Into<Cow<'a, [u8]>>,
-        scales: impl Into<Cow<'a, [u8]>>,
-        shifts: impl Into<Cow<'a, [u8]>>,
+        codes: &'a [u8],
+        scales: &'a [u8],
+        shifts: &'a [u8],
     ) -> Result<Self> {
         let sizes = Packed::sizes([rows, cols], &structure)?;
         let packed = Self {
             rows,
             cols,
             structure,
-            codes: codes.into(),
-            scales: scales.into(),
-            shifts: shifts.into(),
+            codes: Bytes::Borrowed(codes),
+            scales: Bytes::Borrowed(scales),
+            shifts: Bytes::Borrowed(shifts),
         };
         length("packed codes", sizes.codes, packed.codes.len())?;
         length("packed scales", sizes.scales, packed.scales.len())?;
@@ -184,6 +185,18 @@ impl<'a> Packed<'a> {
         8.0 * self.bytes() as f64 / (self.rows * self.cols).max(1) as f64
     }
 
+    /// The same in memory of its own.
+    pub fn into_owned(self) -> Packed<'static> {
+        Packed {
+            rows: self.rows,
+            cols: self.cols,
+            structure: self.structure,
+            codes: self.codes.into_owned(),
+            scales: self.scales.into_owned(),
+            shifts: self.shifts.into_owned(),
+        }
+    }
+
     pub(crate) fn depth(&self) -> usize {
         self.cols.next_multiple_of(8)
     }
@@ -259,9 +272,9 @@ impl Packed<'static> {
             rows,
             cols,
             structure,
-            codes: vec![0; sizes.codes].into(),
-            scales: vec![0; sizes.scales].into(),
-            shifts: vec![0; sizes.shifts].into(),
+            codes: Bytes::zeros(sizes.codes),
+            scales: Bytes::zeros(sizes.scales),
+            shifts: Bytes::zeros(sizes.shifts),
         };
         let (tiles, groups, flip) = (packed.tiles(), packed.groups(), packed.flip());
         let (tile_bytes, depth, nibbles) = (
@@ -270,9 +283,9 @@ impl Packed<'static> {
             packed.structure.nibbles,
         );
         let (scale_type, shifted) = (packed.structure.scales, packed.structure.shifted);
-        let codes = Parts::new(packed.codes.to_mut());
-        let scales = Parts::new(packed.scales.to_mut());
-        let shifts = Parts::new(packed.shifts.to_mut());
+        let codes = Parts::new(packed.codes.as_mut());
+        let scales = Parts::new(packed.scales.as_mut());
+        let shifts = Parts::new(packed.shifts.as_mut());
         let workers = worker_slots(cpu.parallel(), tiles, 1);
         let mut rooms = vec![(vec![0_u8; depth], vec![0_f32; 2 * groups]); workers];
         let rooms = Parts::new(&mut rooms);
@@ -404,11 +417,6 @@ fn write_scale(scale_type: ScaleType, scales: &mut [u8], place: usize, scale: f3
 /// product of a shape seen before allocates nothing.
 #[derive(Debug, Default)]
 pub struct Scratch(Vec<Line>);
-
-/// A cache line.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(crate) struct Line([u8; 64]);
 
 impl Scratch {
     /// None yet.

@@ -158,13 +158,14 @@ impl Nf4 {
     #[inline(always)]
     fn nearest(x: f32) -> u8 {
         const MIDDLES: [f32; 15] = middles();
-        let mut code = 0;
+        // In 32 bits, as wide as the comparisons are.
+        let mut code = 0_u32;
         let mut i = 0;
         while i < 15 {
-            code += u8::from(x > MIDDLES[i]);
+            code += u32::from(x > MIDDLES[i]);
             i += 1;
         }
-        code
+        code as u8
     }
 }
 
@@ -184,16 +185,16 @@ impl Fp4 {
         let magnitude = x.abs();
         // In the order of magnitude: 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1, whose codes are 0, 1, 6, 7,
         // 4, 5, 2, 3.
-        let rank = u8::from(magnitude > 0.002_604_166_7)
-            + u8::from(magnitude > 0.085_937_5)
-            + u8::from(magnitude > 0.208_333_33)
-            + u8::from(magnitude > 0.291_666_66)
-            + u8::from(magnitude > 0.416_666_66)
-            + u8::from(magnitude > 0.583_333_3)
-            + u8::from(magnitude > 0.833_333_3);
+        let rank = u32::from(magnitude > 0.002_604_166_7)
+            + u32::from(magnitude > 0.085_937_5)
+            + u32::from(magnitude > 0.208_333_33)
+            + u32::from(magnitude > 0.291_666_66)
+            + u32::from(magnitude > 0.416_666_66)
+            + u32::from(magnitude > 0.583_333_3)
+            + u32::from(magnitude > 0.833_333_3);
         let code = if rank < 2 { rank } else { (rank - 2) ^ 6 };
         let code = if rank >= 4 && rank < 6 { rank } else { code };
         let code = if rank >= 6 { rank - 4 } else { code };
-        code | u8::from(x < 0.0) << 3
+        (code | u32::from(x < 0.0) << 3) as u8
     }
 }

@@ -1,6 +1,6 @@
 //! INT8: symmetric and asymmetric, one scale for the tensor, a row, or a group of neighbours.
 
-use crate::element::round;
+use crate::element::{round, round_to_i8};
 use crate::error::{Error, Result};
 use crate::format::{CodeLayout, Extent, Format, Grouping, Levels};
 use crate::matrix::ScaleType;
@@ -50,7 +50,7 @@ impl Format for Int8 {
 
     #[inline(always)]
     fn encode(inverse: &f32, values: &[f32; 16]) -> [u8; 16] {
-        values.map(|value| (round((value * inverse).clamp(-127.0, 127.0)) as i32) as u8)
+        values.map(|value| round_to_i8((value * inverse).clamp(-127.0, 127.0)).cast_unsigned())
     }
 
     #[inline(always)]
@@ -101,6 +101,7 @@ impl Format for Int8Asymmetric {
     const CODES: CodeLayout = CodeLayout::Bytes;
     const SCALES: ScaleType = ScaleType::F32;
     const SHIFTED: bool = true;
+    const SIGNED: bool = true;
     type Scale = ScaleZero;
     type Tensor = ();
     type Encoder = (f32, f32);
@@ -130,7 +131,10 @@ impl Format for Int8Asymmetric {
 
     #[inline(always)]
     fn encode((inverse, zero): &(f32, f32), values: &[f32; 16]) -> [u8; 16] {
-        values.map(|value| ((round(value * inverse) + zero).clamp(-128.0, 127.0) as i32) as u8)
+        values.map(|value| {
+            let code = round(value * inverse) + zero;
+            round_to_i8(code.clamp(-128.0, 127.0)).cast_unsigned()
+        })
     }
 
     #[inline(always)]

@@ -103,6 +103,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn scales_f32(self, from: *const u8) -> __m512 {
         unsafe { _mm512_loadu_ps(from.cast()) }
     }

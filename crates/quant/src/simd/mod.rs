@@ -63,6 +63,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn load(self, from: *const f32) -> Self::F;
     unsafe fn store(self, value: Self::F, to: *mut f32);
 
+    /// Asks for a cache line, wherever it is.
+    fn prefetch(self, at: *const u8);
+
     /// Of 16 × f32, f16, E8M0, E4M3 in memory.
     unsafe fn scales_f32(self, from: *const u8) -> Self::F;
     unsafe fn scales_f16(self, from: *const u8) -> Self::F;
@@ -116,6 +119,28 @@ pub(crate) fn run<W: Work>(isa: Isa, work: W) -> W::Output {
         Isa::NeonDotprod => unsafe { neon::dotprod(work) },
         _ => work.run(scalar::Scalar),
     }
+}
+
+/// How many bytes ahead a kernel that streams through memory should ask for more: Intel's processors
+/// gain a quarter by 4 KiB, since their own prefetching ends with each page; AMD's lose by asking.
+pub(crate) fn bytes_ahead() -> usize {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use core::sync::atomic::{AtomicUsize, Ordering};
+        // CPUID is a trap to the hypervisor on virtual machines: ask once.
+        static AHEAD: AtomicUsize = AtomicUsize::new(usize::MAX);
+        let known = AHEAD.load(Ordering::Relaxed);
+        if known != usize::MAX {
+            return known;
+        }
+        let vendor = core::arch::x86_64::__cpuid(0);
+        let intel = vendor.ebx == u32::from_le_bytes(*b"Genu");
+        let ahead = if intel { 4096 } else { 0 };
+        AHEAD.store(ahead, Ordering::Relaxed);
+        ahead
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    0
 }
 
 /// Whether this processor has an instruction set, or without `std`, whether the build asks for it.

@@ -133,6 +133,11 @@ impl<const DOTPROD: bool> Simd for Neon<DOTPROD> {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        let _ = at;
+    }
+
+    #[inline(always)]
     unsafe fn scales_f32(self, from: *const u8) -> F {
         unsafe { self.load(from.cast()) }
     }

@@ -88,6 +88,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        let _ = at;
+    }
+
+    #[inline(always)]
     unsafe fn scales_f32(self, from: *const u8) -> F {
         // SAFETY: the caller's promise.
         unsafe { self.load(from.cast()) }
