@@ -27,6 +27,14 @@ pub enum Grouping {
 }
 
 impl Grouping {
+    /// Elements of a group, where that is not the matrix's affair.
+    pub fn size(self) -> Option<usize> {
+        match self {
+            Self::Tensor | Self::Row => None,
+            Self::Block(n) | Self::Flat(n) => Some(n),
+        }
+    }
+
     /// How many groups a matrix has.
     pub fn count(self, rows: usize, cols: usize) -> usize {
         match self {
@@ -104,6 +112,8 @@ pub struct Extent {
     pub max: f32,
     /// The value of the largest magnitude, the first if there are several.
     pub peak: f32,
+    /// Whether the group is shorter than the format's others: the last of a matrix, or of a row.
+    pub partial: bool,
 }
 
 impl Extent {
@@ -113,6 +123,7 @@ impl Extent {
         min: 0.0,
         max: 0.0,
         peak: 0.0,
+        partial: false,
     };
 
     /// Of values between `min` and `max`; they are looked at again only if both have one magnitude.
@@ -131,6 +142,7 @@ impl Extent {
             min,
             max,
             peak,
+            partial: false,
         }
     }
 }
@@ -474,6 +486,7 @@ pub fn quantize_into<F: Format, T: Element>(
     let job = Job {
         format,
         matrix,
+        cols,
         non_finite,
         cpu,
     };
@@ -506,7 +519,6 @@ pub fn quantize_into<F: Format, T: Element>(
             job: &job,
             tensor: &tensor,
             grouping: units.grouping,
-            groups: range,
             first: elements.start,
             codes,
             scales,
@@ -537,19 +549,20 @@ impl Units {
 struct Job<'a, F, T> {
     format: &'a F,
     matrix: View<'a, T>,
+    /// Those of the caller's matrix; groups that run across rows make `matrix` one long row.
+    cols: usize,
     non_finite: NonFinite,
     cpu: &'a Cpu<'a>,
 }
 
 impl<F: Format, T: Element> Job<'_, F, T> {
     fn non_finite(&self, index: usize) -> Error {
-        let cols = self.matrix.cols().max(1);
-        let (row, col) = (index / cols, index % cols);
+        let across = self.matrix.cols();
         Error::NonFinite {
             index,
-            row,
-            col,
-            value: self.matrix.row(row)[col].to_f32(),
+            row: index / self.cols,
+            col: index % self.cols,
+            value: self.matrix.row(index / across)[index % across].to_f32(),
         }
     }
 
@@ -645,6 +658,10 @@ impl<T: Element> Work for Measure<'_, T> {
 }
 
 /// The extent of a slice, or the place of its first value that is not finite.
+#[cfg_attr(
+    not(feature = "std"),
+    allow(dead_code, reason = "only calibration asks")
+)]
 #[inline(always)]
 pub(crate) fn measure<T: Element>(values: &[T]) -> Result<Extent, usize> {
     extent::<T, true>(values)
@@ -656,53 +673,50 @@ pub(crate) fn amax<T: Element>(values: &[T]) -> Result<f32, usize> {
     extent::<T, false>(values).map(|extent| extent.amax)
 }
 
-/// [`measure`]; without `SIGNED` only the magnitude is looked for.
+/// [`measure`]; without `SIGNED` only the magnitude is looked for. Reductions of integers, which the
+/// compiler vectorizes as they stand: those of floats it would have to keep in order.
 #[inline(always)]
 fn extent<T: Element, const SIGNED: bool>(values: &[T]) -> Result<Extent, usize> {
-    let (mut bits, mut min, mut max) = ([0_u32; 16], [0_f32; 16], [0_f32; 16]);
-    let mut see = |i: usize, value: f32| {
-        bits[i] = bits[i].max(magnitude_bits(value));
+    let mut bits = 0_u32;
+    let (mut min, mut max) = (0_i32, 0_i32);
+    for value in values {
+        let value = value.to_f32();
         if SIGNED {
-            min[i] = if value < min[i] { value } else { min[i] };
-            max[i] = if value > max[i] { value } else { max[i] };
-        }
-    };
-    let (chunks, rest) = values.as_chunks::<16>();
-    for chunk in chunks {
-        for (i, value) in chunk.iter().enumerate() {
-            see(i, value.to_f32());
+            let key = ordered(value.to_bits().cast_signed());
+            min = min.min(key);
+            max = max.max(key);
+        } else {
+            bits = bits.max(magnitude_bits(value));
         }
     }
-    for (i, value) in rest.iter().enumerate() {
-        see(i, value.to_f32());
+    if SIGNED {
+        let (min, max) = (ordered(min), ordered(max));
+        bits = magnitude_bits(f32::from_bits(min.cast_unsigned())).max(max.cast_unsigned());
     }
-    let bits = halve(bits, |a, b| a.max(b));
     if bits >= INFINITE {
         let place = values.iter().position(|value| !value.to_f32().is_finite());
         return Err(place.unwrap_or(0));
     }
-    if !SIGNED {
-        let amax = f32::from_bits(bits);
-        return Ok(Extent {
-            amax,
-            min: -amax,
-            max: amax,
-            peak: amax,
-        });
+    if SIGNED {
+        let float = |key: i32| f32::from_bits(ordered(key).cast_unsigned());
+        return Ok(Extent::new(float(min), float(max), || {
+            values.iter().map(|value| value.to_f32())
+        }));
     }
-    let min = halve(min, |a, b| if b < a { b } else { a });
-    let max = halve(max, |a, b| if b > a { b } else { a });
-    Ok(Extent::new(min, max, || {
-        values.iter().map(|value| value.to_f32())
-    }))
+    let amax = f32::from_bits(bits);
+    Ok(Extent {
+        amax,
+        min: -amax,
+        max: amax,
+        peak: amax,
+        partial: false,
+    })
 }
 
-/// All of 16 values combined, in pairs: the compiler then shuffles vectors.
+/// Bits of a float as an integer that orders as the floats do, and back.
 #[inline(always)]
-fn halve<A: Copy>(values: [A; 16], combine: impl Fn(A, A) -> A) -> A {
-    let eight: [A; 8] = core::array::from_fn(|i| combine(values[i], values[i + 8]));
-    let four: [A; 4] = core::array::from_fn(|i| combine(eight[i], eight[i + 4]));
-    combine(combine(four[0], four[2]), combine(four[1], four[3]))
+fn ordered(bits: i32) -> i32 {
+    bits ^ ((bits >> 31) & 0x7fff_ffff)
 }
 
 /// The extent of the finite values.
@@ -721,7 +735,6 @@ struct Encode<'a, F: Format, T> {
     job: &'a Job<'a, F, T>,
     tensor: &'a F::Tensor,
     grouping: Grouping,
-    groups: Range<usize>,
     /// The element that `codes` begins with.
     first: usize,
     codes: &'a mut [u8],
@@ -734,29 +747,36 @@ impl<F: Format, T: Element> Work for Encode<'_, F, T> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Self::Output {
         let Job { format, matrix, .. } = self.job;
-        let (rows, cols) = (matrix.rows(), matrix.cols());
-        for (scale, group) in self.scales.iter_mut().zip(self.groups) {
-            let range = self.grouping.range(group, rows, cols);
-            let (row, col) = (range.start / cols, range.start % cols);
-            let values = &matrix.row(row)[col..col + range.len()];
+        let cols = matrix.cols();
+        let size = self.grouping.size().unwrap_or(cols);
+        let (mut row, mut col) = (self.first / cols, self.first % cols);
+        let mut place = 0;
+        for scale in self.scales {
+            let values = &matrix.row(row)[col..cols.min(col + size)];
             let measured = if F::SIGNED {
                 extent::<T, true>(values)
             } else {
                 extent::<T, false>(values)
             };
-            let (extent, clean) = match measured {
+            let (mut extent, clean) = match measured {
                 Ok(extent) => (extent, true),
-                Err(place) if self.job.non_finite == NonFinite::Refuse => {
-                    return Err(range.start + place);
+                Err(bad) if self.job.non_finite == NonFinite::Refuse => {
+                    return Err(self.first + place + bad);
                 }
                 Err(_) => (finite_extent(values), false),
             };
+            extent.partial = values.len() < size;
             let (fitted, encoder) = format.fit(self.tensor, extent);
             *scale = fitted;
             let codes = Codes {
                 bytes: self.codes,
-                first: range.start - self.first,
+                first: place,
             };
+            place += values.len();
+            col += values.len();
+            if col == cols {
+                (row, col) = (row + 1, 0);
+            }
             if clean {
                 encode_run::<F, T>(&encoder, values, codes, |value| value);
             } else {
@@ -827,15 +847,20 @@ fn encode_run<F: Format, T: Element>(
     let (chunks, rest) = values.as_chunks::<16>();
     let whole = chunks.len() * 16;
     let Codes { bytes, first } = codes;
-    let encode =
-        |chunk: &[T; 16]| F::encode(encoder, &core::array::from_fn(|i| clean(chunk[i].to_f32())));
+    let encode = |chunk: &[T; 16]| {
+        let mut values = [0.0; 16];
+        for (value, element) in values.iter_mut().zip(chunk) {
+            *value = clean(element.to_f32());
+        }
+        F::encode(encoder, &values)
+    };
     if F::CODES == CodeLayout::Bytes {
         for (chunk, out) in chunks.iter().zip(bytes[first..].as_chunks_mut::<16>().0) {
             *out = encode(chunk);
         }
     } else if first % 2 == 0 {
         for (chunk, out) in chunks.iter().zip(bytes[first / 2..].as_chunks_mut::<8>().0) {
-            *out = nibbles::<F>(encode(chunk));
+            put_nibbles::<F>(&encode(chunk), out);
         }
     } else {
         for (chunk, at) in chunks.iter().zip((first..).step_by(16)) {
@@ -847,24 +872,34 @@ fn encode_run<F: Format, T: Element>(
         for (padded, value) in padded.iter_mut().zip(rest) {
             *padded = clean(value.to_f32());
         }
-        put::<F>(
-            bytes,
-            first + whole,
-            &F::encode(encoder, &padded)[..rest.len()],
-        );
+        let end = first + values.len();
+        // The last half byte of a matrix is a zero's code.
+        let odd = F::CODES != CodeLayout::Bytes && end % 2 == 1 && end.div_ceil(2) == bytes.len();
+        let count = rest.len() + usize::from(odd);
+        put::<F>(bytes, first + whole, &F::encode(encoder, &padded)[..count]);
     }
 }
 
-/// Two codes a byte.
+/// The codes of 16 values: a loop and not `map`, which the compiler may leave as a call.
 #[inline(always)]
-fn nibbles<F: Format>(codes: [u8; 16]) -> [u8; 8] {
-    core::array::from_fn(|i| {
-        let (even, odd) = (codes[2 * i], codes[2 * i + 1]);
-        match F::CODES {
-            CodeLayout::HighNibbleFirst => even << 4 | odd,
-            _ => even | odd << 4,
-        }
-    })
+pub(crate) fn encode_each(values: &[f32; 16], encode: impl Fn(f32) -> u8) -> [u8; 16] {
+    let mut codes = [0; 16];
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = encode(*value);
+    }
+    codes
+}
+
+/// Two codes a byte, written in 16 bits at a time, which the compiler vectorizes.
+#[inline(always)]
+fn put_nibbles<F: Format>(codes: &[u8; 16], out: &mut [u8; 8]) {
+    for i in 0..8 {
+        let pair = u16::from_le_bytes([codes[2 * i], codes[2 * i + 1]]);
+        out[i] = match F::CODES {
+            CodeLayout::HighNibbleFirst => pair << 4 | pair >> 8,
+            _ => pair | pair >> 4,
+        } as u8;
+    }
 }
 
 /// Writes codes one by one, from element `at`; a byte's other half stays, unless it is its second.

@@ -33,8 +33,10 @@ pub use format::{
     CodeLayout, Extent, Format, Grouping, Levels, NonFinite, Quantized, quantize_into, sizes,
 };
 pub use formats::{
-    bnb4::{Fp4, Nf4},
+    bnb4::{FP4, Fp4, NF4, Nf4},
+    dynamic8::{Dynamic8, DynamicMap, SIGNED_MAP, UNSIGNED_MAP},
     int8::{Int8, Int8Asymmetric, ScaleZero},
+    llm_int8::LlmInt8,
     mx::{MxFp4, MxFp8E4m3, MxFp8E5m2, ScaleRounding},
     nvfp4::{GlobalScale, NvFp4},
 };

@@ -1,5 +1,5 @@
 //! Calibrated quantization against slow and plain versions of itself, and against rounding.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use ferrotune_quant::calibrate::{
     self, AwqOptions, Gptq, GptqOptions, Gram, awq, gptq, output_error, round_to_nearest,
@@ -76,9 +76,9 @@ fn close(a: f64, b: f64) {
 }
 
 fn better<F: Format>(name: &str, format: F, scaling_helps: bool) {
-    let (rows, cols) = (48, 256);
+    let (rows, cols) = (40, 256);
     let cpu = Cpu::detect();
-    let x = correlated(640, cols, 7);
+    let x = correlated(512, cols, 7);
     let w = random(rows * cols, 11);
     let gram = gram(&x, cols);
     let view = View::new(&w, rows, cols).unwrap();
@@ -475,6 +475,39 @@ fn threads_and_instructions_change_no_bit() {
             "{isa}"
         );
     }
+}
+
+#[test]
+fn weights_may_have_16_bits_and_lie_apart() {
+    let (rows, cols) = (21, 48);
+    let w: Vec<bf16> = random(rows * (cols + 5), 8)
+        .iter()
+        .map(|w| bf16::from_f32(*w))
+        .collect();
+    let apart = View::with_stride(&w, rows, cols, cols + 5).unwrap();
+    let close: Vec<f32> = w
+        .chunks(cols + 5)
+        .flat_map(|row| row[..cols].iter().map(|w| w.to_f32()))
+        .collect();
+    let close = View::new(&close, rows, cols).unwrap();
+    let (gram, cpu) = (gram(&correlated(200, cols, 4), cols), Cpu::detect());
+    let options = GptqOptions::default();
+    let found = gptq(NvFp4, apart, &gram, options, &cpu).unwrap();
+    assert!(found == gptq(NvFp4, close, &gram, options, &cpu).unwrap());
+    let clip = AwqOptions {
+        steps: 3,
+        clip: true,
+    };
+    let found = awq(NvFp4, apart, &gram, clip, &cpu).unwrap();
+    assert!(found == awq(NvFp4, close, &gram, clip, &cpu).unwrap());
+    // Blocks that are counted across rows want rows without gaps.
+    let (narrow, fp4) = (
+        View::with_stride(&w, rows, 32, cols + 5).unwrap(),
+        Fp4::new(32).unwrap(),
+    );
+    let of_narrow = self::gram(&correlated(200, 32, 4), 32);
+    let error = gptq(fp4, narrow, &of_narrow, options, &cpu);
+    assert!(matches!(error, Err(Error::Unsupported { .. })));
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! Ranges of groups, shrunk where their few largest weights cost the others more than they are worth.
 
-use super::extent::measure;
 use super::gram::{Gram, ROWS};
 use crate::cpu::Cpu;
 use crate::error::Result;
-use crate::format::{CodeLayout, Extent, Format, Grouping, Quantized};
+use crate::format::{CodeLayout, Extent, Format, Grouping, Quantized, measure};
 use crate::parallel::{Parts, for_each};
 use crate::simd::{self, Simd, Work};
 use crate::view::View;
@@ -60,8 +59,8 @@ pub(super) fn clipped<F: Format>(
                         CodeLayout::Bytes => 0,
                         _ => elements.start % 2,
                     };
-                    // SAFETY: rows are handed out once, and two rows begin on a byte. Groups of a row
-                    // come one after another.
+                    // SAFETY: rows are handed out once, 64 at a time, which begin on a byte. Rows among them
+                    // and groups of a row come one after another.
                     let (bytes, scales) =
                         unsafe { (code_parts.part(bytes), scale_parts.part(at..at + 1)) };
                     scales[0] = scale;
@@ -120,6 +119,7 @@ impl<F: Format> Work for Search<'_, F> {
                 min: whole.min * ratio,
                 max: whole.max * ratio,
                 peak: whole.peak * ratio,
+                ..whole
             };
             let (scale, encoder) = self.format.fit(&self.tensor, extent);
             for (codes, weights) in codes.chunks_mut(16).zip(self.weights.chunks(16)) {

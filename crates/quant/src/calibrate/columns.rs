@@ -1,9 +1,8 @@
 //! Rows of a matrix, quantized column by column while the columns to come make good each error.
 
-use super::extent::measure;
 use super::triangle::{Lanes, Triangle, add_product};
 use crate::element::Element;
-use crate::format::{CodeLayout, Extent, Format};
+use crate::format::{CodeLayout, Extent, Format, measure};
 use crate::simd::{LANES, Simd, Work};
 use crate::view::View;
 use alloc::{vec, vec::Vec};
@@ -178,7 +177,7 @@ impl<F: Format, T: Element> Panel<'_, F, T> {
                 self.fit(j..cols.min(j + group))?;
             }
             let channel = order[j];
-            for lane in 0..self.lanes {
+            for (lane, error) in errors.iter_mut().enumerate().take(self.lanes) {
                 let weight = self.weights[j][lane];
                 if !weight.is_finite() {
                     return Err(lane);
@@ -186,7 +185,7 @@ impl<F: Format, T: Element> Panel<'_, F, T> {
                 let (scale, encoder) = &self.fitted[lane * groups + channel / group];
                 let code = F::encode(encoder, &[weight; 16])[0];
                 put::<F>(self.codes, (self.first + lane) * cols + channel, code);
-                errors[lane] = weight - format.decode(tensor, *scale, code);
+                *error = weight - format.decode(tensor, *scale, code);
             }
             for k in j + 1..block.end {
                 let factor = feedback.panel(k / LANES)[j][k % LANES];
@@ -239,7 +238,7 @@ pub(super) fn put<F: Format>(bytes: &mut [u8], i: usize, code: u8) {
     match F::CODES {
         CodeLayout::Bytes => bytes[i] = code,
         layout => {
-            let high = (layout == CodeLayout::HighNibbleFirst) == (i % 2 == 0);
+            let high = (layout == CodeLayout::HighNibbleFirst) == (i.is_multiple_of(2));
             bytes[i / 2] |= if high { code << 4 } else { code & 15 };
         }
     }

@@ -1,14 +1,13 @@
 //! GPTQ: column by column, each error made good by the columns that are still to come.
 
 use super::columns::{Columns, Fitting, Rows};
-use super::extent::{join, measure};
 use super::feedback::feedback;
 use super::gram::{Gram, ROWS};
 use super::{Report, groups, round_to_nearest};
 use crate::cpu::Cpu;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::format::{CodeLayout, Extent, Format, Grouping, Quantized, sizes};
+use crate::format::{CodeLayout, Extent, Format, Grouping, Quantized, measure, sizes};
 use crate::parallel::{First, Parts, for_each};
 use crate::simd;
 use crate::view::View;
@@ -58,11 +57,11 @@ pub struct Gptq<F: Format> {
 /// become zeros. Weights are updated in f32, the Gram matrix is decomposed in f64.
 ///
 /// Codes and scales do not depend on the number of threads or the instruction set. Beside its operands
-/// it needs memory for three matrices like that of `gram`, and the weights twice in f32.
+/// it needs memory for two and a half matrices like that of `gram`, and for the weights twice in f32.
 ///
 /// # Errors
-/// Shapes that differ, a format whose groups run across rows, weights that are not finite, no
-/// activations or only zeros, a damping that is negative or not finite, a Gram matrix that is not
+/// Shapes that differ, a format whose groups run across rows (or are counted across them, and the weights
+/// have gaps between rows), weights that are not finite, no activations or only zeros, a damping that is negative or not finite, a Gram matrix that is not
 /// positive definite with it, weights that overflow.
 pub fn gptq<F: Format, T: Element>(
     format: F,
@@ -171,4 +170,14 @@ fn extent<T: Element>(weights: View<T>) -> Extent {
     // Weights that are not finite were refused when they were rounded to nearest.
     let of_row = |row| measure(weights.row(row)).unwrap_or(Extent::NOTHING);
     (0..weights.rows()).map(of_row).fold(Extent::NOTHING, join)
+}
+
+/// The extent of two parts, the first of which comes first.
+fn join(a: Extent, b: Extent) -> Extent {
+    let larger = if b.amax > a.amax { b } else { a };
+    Extent {
+        min: a.min.min(b.min),
+        max: a.max.max(b.max),
+        ..larger
+    }
 }

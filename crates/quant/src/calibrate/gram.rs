@@ -1,10 +1,10 @@
 //! What calibration knows of the activations: sums over them, which do not grow with their number.
 
-use super::extent::measure;
 use super::triangle::{Lanes, Triangle, add_product, rows_of};
 use crate::cpu::{Cpu, Isa};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::format::measure;
 use crate::parallel::{First, Parts, for_each};
 use crate::simd::{self, LANES, Simd, Work};
 use crate::view::View;

@@ -36,7 +36,6 @@ mod awq;
 mod cholesky;
 mod clip;
 mod columns;
-mod extent;
 mod feedback;
 mod gptq;
 mod gram;
@@ -210,7 +209,7 @@ fn groups<F: Format, T: Element>(
     let group = match format.grouping() {
         Grouping::Tensor | Grouping::Row => cols,
         Grouping::Block(n) => n.min(cols),
-        Grouping::Flat(n) if cols % n.max(1) == 0 => n,
+        Grouping::Flat(n) if cols.is_multiple_of(n.max(1)) => n,
         Grouping::Flat(n) => {
             return Err(Error::Block {
                 format: F::NAME,

@@ -2,7 +2,7 @@
 
 use crate::element::{round, round_to_i8};
 use crate::error::{Error, Result};
-use crate::format::{CodeLayout, Extent, Format, Grouping, Levels};
+use crate::format::{CodeLayout, Extent, Format, Grouping, Levels, encode_each};
 use crate::matrix::ScaleType;
 
 fn check(format: &'static str, grouping: Grouping, cols: usize) -> Result<()> {
@@ -19,8 +19,9 @@ fn check(format: &'static str, grouping: Grouping, cols: usize) -> Result<()> {
 
 /// Symmetric INT8: `value = code · scale`, codes from −127 to 127, `scale = amax ÷ 127`.
 ///
-/// A code is the nearest integer to `value · (1 ÷ scale)`, ties to even. Worst error: half a step,
-/// 1/254 of amax.
+/// A code is the nearest integer to `value · (1 ÷ scale)`, ties to even; a scale is at least the
+/// smallest normal number. torchao's `quantize_affine` does the same over [−127, 127], but rounds the
+/// scales of bf16 and f16 tensors to their type. Worst error: half a step, 1/254 of amax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Int8(pub Grouping);
 
@@ -44,13 +45,15 @@ impl Format for Int8 {
 
     #[inline(always)]
     fn fit(&self, (): &(), extent: Extent) -> (f32, f32) {
-        let scale = extent.amax / 127.0;
-        (scale, inverse(scale))
+        let scale = (extent.amax / 127.0).max(f32::MIN_POSITIVE);
+        (scale, 1.0 / scale)
     }
 
     #[inline(always)]
     fn encode(inverse: &f32, values: &[f32; 16]) -> [u8; 16] {
-        values.map(|value| round_to_i8((value * inverse).clamp(-127.0, 127.0)).cast_unsigned())
+        encode_each(values, |value| {
+            round_to_i8((value * inverse).clamp(-127.0, 127.0)).cast_unsigned()
+        })
     }
 
     #[inline(always)]
@@ -70,13 +73,6 @@ impl Format for Int8 {
     fn worst_error(&self) -> f32 {
         1.0 / 254.0
     }
-}
-
-/// 1 ÷ scale; 0 where that has no finite value, so that such groups become zeros.
-#[inline(always)]
-fn inverse(scale: f32) -> f32 {
-    let inverse = 1.0 / scale;
-    if inverse.is_finite() { inverse } else { 0.0 }
 }
 
 /// A scale and a zero point.
@@ -118,20 +114,25 @@ impl Format for Int8Asymmetric {
 
     #[inline(always)]
     fn fit(&self, (): &(), extent: Extent) -> (ScaleZero, (f32, f32)) {
-        // Divided first, so that the difference of two large values stays finite.
-        let scale = (extent.max / 255.0) - (extent.min / 255.0);
-        let zero = -128.0 - round(extent.min * inverse(scale));
-        let zero = zero.clamp(-128.0, 127.0);
+        let range = extent.max - extent.min;
+        // The range of two large values may not be finite.
+        let scale = if range.is_finite() {
+            range / 255.0
+        } else {
+            extent.max / 255.0 - extent.min / 255.0
+        };
+        let scale = scale.max(f32::MIN_POSITIVE);
+        let zero = (-128.0 - round(extent.min / scale)).clamp(-128.0, 127.0);
         let stored = ScaleZero {
             scale,
             zero: zero as i8,
         };
-        (stored, (inverse(scale), zero))
+        (stored, (1.0 / scale, zero))
     }
 
     #[inline(always)]
     fn encode((inverse, zero): &(f32, f32), values: &[f32; 16]) -> [u8; 16] {
-        values.map(|value| {
+        encode_each(values, |value| {
             let code = round(value * inverse) + zero;
             round_to_i8(code.clamp(-128.0, 127.0)).cast_unsigned()
         })

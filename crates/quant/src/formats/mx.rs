@@ -1,10 +1,10 @@
 //! OCP microscaling: blocks of 32 along a row with a power of two as scale (OCP Microscaling Formats
-//! v1.0), elements E2M1, E4M3 or E5M2.
+//! v1.0), elements E2M1, E4M3 or E5M2. Codes and scales are those of torchao.
 
 use crate::float::{
     E2M1, e4m3_to_f32, e5m2_to_f32, e8m0_to_f32, f32_to_e2m1, f32_to_e4m3, f32_to_e5m2,
 };
-use crate::format::{CodeLayout, Extent, Format, Grouping, Levels};
+use crate::format::{CodeLayout, Extent, Format, Grouping, Levels, encode_each};
 use crate::matrix::ScaleType;
 use alloc::borrow::Cow;
 
@@ -29,18 +29,27 @@ impl ScaleRounding {
         match self {
             Self::Floor => (amax.to_bits() >> 23).saturating_sub(exponent) as u8,
             Self::Rceil => {
-                let exact = (amax * (1.0 / largest)).to_bits();
-                let up = u32::from(exact & 0x7f_ffff != 0);
-                ((exact >> 23) + up).min(254) as u8
+                let exact = (amax / largest).to_bits();
+                if exact < 0x0080_0000 {
+                    // Below 2⁻¹²⁶, a denormal: 2⁻¹²⁷ or the next power.
+                    return u8::from(exact > 0x0040_0000);
+                }
+                ((exact >> 23) + u32::from(exact & 0x7f_ffff != 0)).min(254) as u8
             }
         }
     }
-}
 
-/// What a value is multiplied with to be measured in a scale: exact, for every scale that is a number.
-#[inline(always)]
-fn inverse(scale: u8) -> f32 {
-    e8m0_to_f32(254 - scale.min(254))
+    /// What a value is multiplied with to be measured in a scale. In blocks with the smallest scale of
+    /// all, 2⁻¹²⁷, values are below 2⁻¹²⁴, and torchao's rules, which this follows, lose most or all of
+    /// them: it divides by 2⁻¹²⁶, or by 1.
+    #[inline(always)]
+    fn inverse(self, scale: u8) -> f32 {
+        match (scale, self) {
+            (0, Self::Floor) => e8m0_to_f32(253),
+            (0, Self::Rceil) => 1.0,
+            _ => e8m0_to_f32(254 - scale.min(254)),
+        }
+    }
 }
 
 macro_rules! format {
@@ -67,12 +76,12 @@ macro_rules! format {
             #[inline(always)]
             fn fit(&self, (): &(), extent: Extent) -> (u8, f32) {
                 let scale = self.0.scale(extent.amax, $largest, $exponent);
-                (scale, inverse(scale))
+                (scale, self.0.inverse(scale))
             }
 
             #[inline(always)]
             fn encode(inverse: &f32, values: &[f32; 16]) -> [u8; 16] {
-                values.map(|value| $encode(value * inverse))
+                encode_each(values, |value| $encode(value * inverse))
             }
 
             #[inline(always)]

@@ -1,7 +1,7 @@
 //! NVFP4: E2M1 elements, blocks of 16 along a row with an E4M3 scale, and one f32 for the tensor.
 
 use crate::float::{E2M1, e4m3_to_f32, f32_to_e2m1, f32_to_e4m3};
-use crate::format::{CodeLayout, Extent, Format, Grouping, Levels};
+use crate::format::{CodeLayout, Extent, Format, Grouping, Levels, encode_each};
 use crate::formats::mx::e2m1_levels;
 use crate::matrix::ScaleType;
 
@@ -34,10 +34,15 @@ impl GlobalScale {
     }
 }
 
+/// Scales of blocks are normal numbers: at least 2⁻⁶.
+const SMALLEST_SCALE: f32 = 0.015_625;
+
 /// NVFP4: `value = E2M1[code] · scale · global`, the even element of a pair in the low nibble.
 ///
 /// Worst error, over a block's amax: 1/6 where the scale is exact, and the rounding of the scale, 1/16
-/// at most: 1/6 · 17/16 + 1/17.
+/// at most: 1/6 · 17/16 + 1/17. A block whose amax is below 2⁻⁶/448 of the tensor's has the smallest
+/// scale, and may lose all of its values. Codes and scales are those of torchao, but for tensors of
+/// zeros: they have the scale 1 here, and NaN there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NvFp4;
 
@@ -62,14 +67,13 @@ impl Format for NvFp4 {
 
     #[inline(always)]
     fn fit(&self, global: &GlobalScale, extent: Extent) -> (u8, f32) {
-        let scale = f32_to_e4m3(extent.amax / 6.0 / global.0);
-        let inverse = 1.0 / (e4m3_to_f32(scale) * global.0);
-        (scale, if inverse.is_finite() { inverse } else { 0.0 })
+        let scale = f32_to_e4m3((extent.amax / 6.0 / global.0).clamp(SMALLEST_SCALE, 448.0));
+        (scale, (1.0 / global.0) / e4m3_to_f32(scale))
     }
 
     #[inline(always)]
     fn encode(inverse: &f32, values: &[f32; 16]) -> [u8; 16] {
-        values.map(|value| f32_to_e2m1(value * inverse))
+        encode_each(values, |value| f32_to_e2m1(value * inverse))
     }
 
     #[inline(always)]
