@@ -22,11 +22,20 @@ pub enum Mode {
     Int8PerRow,
     /// Activations in int8 with one scale for each row and group of weights.
     Int8PerGroup,
+    /// As [`Mode::Int8PerRow`] without the outliers: columns in which any row has a magnitude of at
+    /// least 6 are multiplied in f32 (Dettmers et al. 2022, LLM.int8). [`Activations::set_threshold`]
+    /// changes the 6.
+    LlmInt8,
 }
 
 impl Mode {
     pub(crate) fn is_int8(self) -> bool {
-        matches!(self, Self::Int8PerRow | Self::Int8PerGroup)
+        !matches!(self, Self::F32 | Self::Bf16)
+    }
+
+    /// Whether a row of int8 activations has one scale.
+    pub(crate) fn is_per_row(self) -> bool {
+        matches!(self, Self::Int8PerRow | Self::LlmInt8)
     }
 }
 
@@ -52,6 +61,13 @@ pub struct Activations {
     pub(crate) biases: Vec<i32>,
     /// Block, group, row: the sum of the int8 values, times their scale if it is the group's.
     pub(crate) sums: Vec<f32>,
+    /// Magnitudes from here on are outliers.
+    threshold: f32,
+    /// Columns with outliers, in order, and whether a column is one.
+    pub(crate) outliers: Vec<u32>,
+    is_outlier: Vec<bool>,
+    /// Row, outlier column: the values.
+    pub(crate) outlier_values: Vec<f32>,
 }
 
 impl Activations {
@@ -76,7 +92,22 @@ impl Activations {
             scales: Vec::new(),
             biases: Vec::new(),
             sums: Vec::new(),
+            threshold: 6.0,
+            outliers: Vec::new(),
+            is_outlier: Vec::new(),
+            outlier_values: Vec::new(),
         })
+    }
+
+    /// From what magnitude on [`Mode::LlmInt8`] takes values for outliers; 6 if this is not called.
+    /// Other modes have none.
+    pub fn set_threshold(&mut self, threshold: f32) {
+        self.threshold = threshold;
+    }
+
+    /// The columns whose values are multiplied in f32, of what was set last.
+    pub fn outlier_columns(&self) -> &[u32] {
+        &self.outliers
     }
 
     /// The mode.
@@ -111,7 +142,7 @@ impl Activations {
         match self.mode {
             Mode::F32 => 1,
             Mode::Bf16 => 2,
-            Mode::Int8PerRow | Mode::Int8PerGroup => 4,
+            Mode::Int8PerRow | Mode::Int8PerGroup | Mode::LlmInt8 => 4,
         }
     }
 
@@ -148,8 +179,10 @@ impl Activations {
             self.sums.clear();
             self.sums.resize(blocks * scales, 0.0);
         }
+        self.find_outliers(x);
         let (mode, stride, group, depth) = (self.mode, self.stride, self.group, self.depth());
         let bad = First::new();
+        let (threshold, is_outlier) = (self.threshold, &self.is_outlier[..]);
         let values = Parts::new(&mut self.values);
         let all_scales = Parts::new(&mut self.scales);
         let (all_biases, all_sums) = (Parts::new(&mut self.biases), Parts::new(&mut self.sums));
@@ -172,6 +205,8 @@ impl Activations {
                     stride,
                     group,
                     depth,
+                    threshold,
+                    is_outlier,
                     values,
                     scales,
                     biases,
@@ -194,6 +229,33 @@ impl Activations {
     }
 }
 
+impl Activations {
+    /// Lists the outliers of [`Mode::LlmInt8`]; there are none in other modes.
+    fn find_outliers<T: Element>(&mut self, x: View<T>) {
+        self.outliers.clear();
+        self.outlier_values.clear();
+        self.is_outlier.clear();
+        if self.mode != Mode::LlmInt8 {
+            return;
+        }
+        self.is_outlier.resize(self.cols, false);
+        for row in 0..x.rows() {
+            for (value, is_outlier) in x.row(row).iter().zip(&mut self.is_outlier) {
+                *is_outlier |= value.to_f32().abs() >= self.threshold;
+            }
+        }
+        let columns = self.is_outlier.iter().enumerate();
+        let columns = columns.filter(|(_, is_outlier)| **is_outlier);
+        self.outliers
+            .extend(columns.map(|(column, _)| column as u32));
+        for row in 0..x.rows() {
+            let row = x.row(row);
+            let values = self.outliers.iter().map(|col| row[*col as usize].to_f32());
+            self.outlier_values.extend(values);
+        }
+    }
+}
+
 /// A block of rows.
 struct Fill<'a, T> {
     x: View<'a, T>,
@@ -202,6 +264,8 @@ struct Fill<'a, T> {
     stride: usize,
     group: usize,
     depth: usize,
+    threshold: f32,
+    is_outlier: &'a [bool],
     values: &'a mut [u32],
     scales: &'a mut [f32],
     biases: &'a mut [i32],
@@ -244,13 +308,27 @@ impl<T: Element> Work for Fill<'_, T> {
                 Mode::Int8PerRow => {
                     let amax = amax(row).map_err(place)?;
                     for (g, values) in row.chunks(self.group).enumerate() {
-                        self.int8(lane, g, values, amax);
+                        self.int8(lane, g, values, amax, |_, value| value);
+                    }
+                }
+                Mode::LlmInt8 => {
+                    amax(row).map_err(place)?;
+                    // An outlier's column counts where its values are ordinary, as in bitsandbytes.
+                    let ordinary = row.iter().map(|value| value.to_f32().abs());
+                    let ordinary = ordinary.filter(|magnitude| *magnitude < self.threshold);
+                    let amax = ordinary.fold(0.0, f32::max);
+                    let is_outlier = self.is_outlier;
+                    for (g, values) in row.chunks(self.group).enumerate() {
+                        let is_outlier = &is_outlier[g * self.group..];
+                        self.int8(lane, g, values, amax, |col, value| {
+                            if is_outlier[col] { 0.0 } else { value }
+                        });
                     }
                 }
                 Mode::Int8PerGroup => {
                     for (g, values) in row.chunks(self.group).enumerate() {
                         let amax = amax(values).map_err(|col| place(g * self.group + col))?;
-                        self.int8(lane, g, values, amax);
+                        self.int8(lane, g, values, amax, |_, value| value);
                     }
                 }
             }
@@ -260,9 +338,16 @@ impl<T: Element> Work for Fill<'_, T> {
 }
 
 impl<T: Element> Fill<'_, T> {
-    /// A group of a row.
+    /// A group of a row; `clean` may change a value by its place in the group.
     #[inline(always)]
-    fn int8(&mut self, lane: usize, g: usize, values: &[T], amax: f32) {
+    fn int8(
+        &mut self,
+        lane: usize,
+        g: usize,
+        values: &[T],
+        amax: f32,
+        clean: impl Fn(usize, f32) -> f32,
+    ) {
         // Above 2¹²⁰ or so the quotient would overflow; below, a group of such denormals is zero.
         let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
         let inverse = if inverse.is_finite() { inverse } else { 0.0 };
@@ -277,14 +362,19 @@ impl<T: Element> Fill<'_, T> {
         };
         let (fours, rest) = values.as_chunks::<4>();
         let mut words = words.iter_mut().step_by(self.stride);
-        for (four, word) in fours.iter().zip(&mut words) {
-            put(word, four.map(|value| value.to_f32()));
+        for (i, (four, word)) in fours.iter().zip(&mut words).enumerate() {
+            let mut values = [0.0; 4];
+            for (j, value) in four.iter().enumerate() {
+                values[j] = clean(4 * i + j, value.to_f32());
+            }
+            put(word, values);
         }
         if let (false, Some(word)) = (rest.is_empty(), words.next()) {
-            put(
-                word,
-                core::array::from_fn(|i| rest.get(i).map_or(0.0, |value| value.to_f32())),
-            );
+            let mut values = [0.0; 4];
+            for (j, value) in rest.iter().enumerate() {
+                values[j] = clean(4 * fours.len() + j, value.to_f32());
+            }
+            put(word, values);
         }
         let scale = if inverse > 0.0 { amax / 127.0 } else { 0.0 };
         self.scales[g * self.stride + lane] = scale;

@@ -67,8 +67,8 @@ impl Element for f16 {
 
 /// The value of f16 bits. Denormals are right because the product with 2¹¹² normalizes them.
 #[inline(always)]
-pub(crate) fn f16_to_f32(bits: u16) -> f32 {
-    let bits = u32::from(bits);
+pub(crate) const fn f16_to_f32(bits: u16) -> f32 {
+    let bits = bits as u32;
     let magnitude = (bits & 0x7fff) << 13;
     let scaled = f32::from_bits(magnitude) * f32::from_bits((112 + 127) << 23);
     // Exponent 31 is infinity or NaN.

@@ -14,12 +14,12 @@ pub fn e8m0_to_f32(byte: u8) -> f32 {
 
 /// The value of an E4M3 byte (`float8_e4m3fn`: no infinities, 0x7f and 0xff are NaN).
 #[inline(always)]
-pub fn e4m3_to_f32(byte: u8) -> f32 {
-    let magnitude = u32::from(byte & 0x7f);
+pub const fn e4m3_to_f32(byte: u8) -> f32 {
+    let magnitude = (byte & 0x7f) as u32;
     // The product with 2¹²⁰ moves the exponent's bias, and normalizes denormals.
     let value = f32::from_bits(magnitude << 20) * f32::from_bits((120 + 127) << 23);
     let value = if magnitude == 0x7f { f32::NAN } else { value };
-    f32::from_bits(value.to_bits() | u32::from(byte & 0x80) << 24)
+    f32::from_bits(value.to_bits() | ((byte & 0x80) as u32) << 24)
 }
 
 /// The nearest E4M3 byte, ties to even; magnitudes above 448 become 448. `value` is not NaN.
@@ -30,8 +30,8 @@ pub fn f32_to_e4m3(value: f32) -> u8 {
 
 /// The value of an E5M2 byte: the upper half of an f16.
 #[inline(always)]
-pub fn e5m2_to_f32(byte: u8) -> f32 {
-    crate::element::f16_to_f32(u16::from(byte) << 8)
+pub const fn e5m2_to_f32(byte: u8) -> f32 {
+    crate::element::f16_to_f32((byte as u16) << 8)
 }
 
 /// The nearest E5M2 byte, ties to even; magnitudes above 57344 become 57344. `value` is not NaN.

@@ -1,6 +1,8 @@
 //! Products with activations in f32 or bf16: some columns of one or two tiles are dequantized at a
 //! time, and multiplied with all rows while they are in the cache.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays at one index")]
+
 use crate::activations::{Activations, Mode};
 use crate::bytes::Line;
 use crate::format::Levels;
@@ -60,7 +62,7 @@ unsafe fn panel<S: Simd, const TILES: usize>(
     scratch: *mut f32,
     out: &Parts<f32>,
 ) {
-    // SAFETY of the block: `scratch_bytes`.
+    // SAFETY: `scratch_bytes`.
     unsafe {
         let sums = scratch.add(DEPTH * TILES * LANES);
         let all = x.blocks() * x.stride;
@@ -131,7 +133,7 @@ unsafe fn rows<S: Simd, const ROWS: usize, const TILES: usize>(
     columns: Range<usize>,
     sums: *mut f32,
 ) {
-    // SAFETY of the block: the caller's pointers, see `panel`.
+    // SAFETY: the caller's pointers, see `panel`.
     unsafe {
         let mut acc = [[simd.splat(0.0); TILES]; ROWS];
         if columns.start > 0 {
@@ -187,7 +189,7 @@ unsafe fn dequantize<S: Simd>(
 ) {
     let structure = &matrix.structure;
     let step = tiles * LANES;
-    // SAFETY of the block: within the tile's codes and scales; `to` has room for the columns.
+    // SAFETY: within the tile's codes and scales; `to` has room for the columns.
     unsafe {
         let codes = matrix.codes.as_ptr().add(tile * matrix.tile_bytes());
         let mut column = columns.start;
@@ -246,7 +248,7 @@ unsafe fn dequantize<S: Simd>(
                 }
                 levels => {
                     let table = match levels {
-                        Levels::Bytes(values) => Some(&**values),
+                        Levels::Bytes(values) => Some(*values),
                         _ => None,
                     };
                     while column < stop {

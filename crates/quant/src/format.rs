@@ -163,7 +163,7 @@ pub enum Levels {
         unit: f32,
     },
     /// A table of 256 values: no int8 products.
-    Bytes(Cow<'static, [f32; 256]>),
+    Bytes(&'static [f32; 256]),
 }
 
 /// A format in which groups of elements share a scale and each element has a code of 4 or 8 bits.

@@ -6,7 +6,9 @@
 //! one scale for each row:            y = scale_a · unit · Σ_g (fma(Σ w·a, scale_w, …), fma(shift, Σa, …))
 //! ```
 
-use crate::activations::{Activations, Mode};
+#![allow(clippy::needless_range_loop, reason = "several arrays at one index")]
+
+use crate::activations::Activations;
 use crate::bytes::Line;
 use crate::format::Levels;
 use crate::matrix::ScaleType;
@@ -122,7 +124,7 @@ impl Work for Gemv<'_, '_> {
             // SAFETY: `Packed` and `Activations` have the lengths that their shapes ask for, which
             // `check` has compared.
             let y = unsafe {
-                match (weights.nibbles, self.x.mode == Mode::Int8PerRow) {
+                match (weights.nibbles, self.x.mode.is_per_row()) {
                     (true, true) => row::<S, true, true>(simd, weights, self.x, tile),
                     (true, false) => row::<S, true, false>(simd, weights, self.x, tile),
                     (false, true) => row::<S, false, true>(simd, weights, self.x, tile),
@@ -174,7 +176,7 @@ unsafe fn row_of<S: Simd, const NIBBLES: bool, const PER_ROW: bool, const EIGHTS
     let mut a = x.values.as_ptr().cast::<i8>();
     let (biases, sums, scales) = (x.biases.as_ptr(), x.sums.as_ptr(), x.scales.as_ptr());
     let mut acc = simd.splat(0.0);
-    // SAFETY of the block: within the tile's codes and the row's values, which have the same depth.
+    // SAFETY: within the tile's codes and the row's values, which have the same depth.
     // Prefetching may name any address.
     unsafe {
         let mut codes = weights.codes.add(tile * weights.tile_bytes);
@@ -282,7 +284,7 @@ impl Work for Gemm<'_, '_, '_> {
             };
             // SAFETY: within what was unpacked, or within the matrix; each tile is multiplied once.
             unsafe {
-                match (tiles, x.mode == Mode::Int8PerRow) {
+                match (tiles, x.mode.is_per_row()) {
                     (2, true) => panel.run::<2, true>(simd),
                     (2, false) => panel.run::<2, false>(simd),
                     (_, true) => panel.run::<1, true>(simd),
@@ -349,7 +351,7 @@ impl<S: Simd> Panel<'_, '_, S> {
         // In memory: registers are for the integer sums.
         let mut room = [[[0_f32; LANES]; TILES]; ROWS];
         let acc = room.as_mut_ptr().cast::<f32>();
-        // SAFETY of the block: within the block of activations and the tiles' codes, of the same depth.
+        // SAFETY: within the block of activations and the tiles' codes, of the same depth.
         unsafe {
             let mut a = x
                 .values
@@ -431,7 +433,7 @@ unsafe fn dots<S: Simd, const ROWS: usize, const TILES: usize>(
 ) -> [[S::I; TILES]; ROWS] {
     let ((mut codes, next_tile), (mut a, next_a)) = (codes, a);
     let mut sum = [[simd.splat_i(0); TILES]; ROWS];
-    // SAFETY of the block: the caller's pointers.
+    // SAFETY: the caller's pointers.
     unsafe {
         for row in 0..ROWS {
             for tile in 0..TILES {

@@ -5,6 +5,8 @@
 extern crate alloc;
 
 mod activations;
+#[cfg(feature = "std")]
+pub mod bound;
 mod bytes;
 #[cfg(feature = "std")]
 pub mod calibrate;

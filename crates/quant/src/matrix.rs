@@ -101,15 +101,15 @@ impl<F: Format> Matrix for Quantized<'_, F> {
             *code = F::CODES.code(self.codes(), first + i);
         }
         let mut at = first;
-        for i in 0..scales.len() {
+        for (i, place) in scales.iter_mut().enumerate() {
             if at >= first + cols {
                 break;
             }
             let group = grouping.of(at, cols);
             let (scale, shift) = self.format().affine(self.scales()[group]);
-            scales[i] = scale;
-            if let Some(place) = shifts.get_mut(i) {
-                *place = shift;
+            *place = scale;
+            if let Some(shift_place) = shifts.get_mut(i) {
+                *shift_place = shift;
             }
             at = grouping.range(group, rows, cols).end;
         }

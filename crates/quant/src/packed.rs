@@ -114,7 +114,7 @@ impl<'a> Packed<'a> {
             reason,
         };
         let group = structure.group;
-        if group == 0 || group > cols.max(1) || (group < cols && group % 8 != 0) {
+        if group == 0 || group > cols.max(1) || (group < cols && !group.is_multiple_of(8)) {
             return Err(unsupported(format!(
                 "groups of {group} in rows of {cols}: a group must be a multiple of 8, or the row"
             )));
@@ -239,6 +239,13 @@ impl<'a> Packed<'a> {
         }
     }
 
+    /// `(level · scale + shift) · factor`
+    pub(crate) fn value(&self, row: usize, col: usize) -> f32 {
+        let (scale, shift) = self.affine(row, col / self.structure.group);
+        let level = level(&self.structure.levels, self.code(row, col));
+        (level * scale + shift) * self.structure.factor
+    }
+
     /// What turns a stored byte into a code and back.
     fn flip(&self) -> u8 {
         match self.structure.levels {
@@ -346,9 +353,9 @@ impl Matrix for Packed<'_> {
         for (col, code) in codes.iter_mut().enumerate().take(self.cols) {
             *code = self.code(row, col);
         }
-        for group in 0..self.groups() {
+        for (group, place) in scales.iter_mut().enumerate().take(self.groups()) {
             let (scale, shift) = self.affine(row, group);
-            scales[group] = scale;
+            *place = scale;
             if let Some(place) = shifts.get_mut(group) {
                 *place = shift;
             }
@@ -358,9 +365,7 @@ impl Matrix for Packed<'_> {
     /// `level · scale + shift`, rounded after each operation, and the matrix's factor last.
     fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         for (col, out) in out.iter_mut().enumerate().take(self.cols) {
-            let (scale, shift) = self.affine(row, col / self.structure.group);
-            let level = level(&self.structure.levels, self.code(row, col));
-            *out = (level * scale + shift) * self.structure.factor;
+            *out = self.value(row, col);
         }
     }
 }

@@ -33,15 +33,15 @@ impl Packed<'_> {
         for_each(cpu.parallel(), self.tiles(), run, |_, tiles| {
             // SAFETY: tiles are handed out once, and so are their rows.
             let out = unsafe { parts.part(tiles.start * LANES..tiles.end * LANES) };
-            simd::run(
-                cpu.isa(),
-                int8_kernel::Gemv {
-                    matrix: self,
-                    x,
-                    tiles,
-                    out,
-                },
-            );
+            let first = tiles.start * LANES;
+            let gemv = int8_kernel::Gemv {
+                matrix: self,
+                x,
+                tiles,
+                out: &mut *out,
+            };
+            simd::run(cpu.isa(), gemv);
+            self.add_outliers(x, 0, first, out);
         });
         Ok(())
     }
@@ -66,8 +66,8 @@ impl Packed<'_> {
         }
         const TILES: usize = 2;
         let bytes = match x.mode {
-            Mode::Int8PerRow | Mode::Int8PerGroup => int8_kernel::scratch_bytes(self, TILES),
             Mode::F32 | Mode::Bf16 => float_kernel::scratch_bytes(x, TILES),
+            _ => int8_kernel::scratch_bytes(self, TILES),
         };
         let slots = worker_slots(cpu.parallel(), self.tiles(), TILES);
         let (lines, each) = scratch.lines(slots, bytes);
@@ -76,30 +76,49 @@ impl Packed<'_> {
         for_each(cpu.parallel(), self.tiles(), TILES, |worker, tiles| {
             // SAFETY: no two calls have the same worker at the same time.
             let scratch = unsafe { lines.part(worker * each..(worker + 1) * each) };
-            match x.mode {
-                Mode::Int8PerRow | Mode::Int8PerGroup => simd::run(
-                    cpu.isa(),
-                    int8_kernel::Gemm {
-                        matrix: self,
-                        x,
-                        tiles,
-                        scratch,
-                        out: &out,
-                    },
-                ),
-                Mode::F32 | Mode::Bf16 => simd::run(
-                    cpu.isa(),
-                    float_kernel::Gemm {
-                        matrix: self,
-                        x,
-                        tiles,
-                        scratch,
-                        out: &out,
-                    },
-                ),
+            if x.mode.is_int8() {
+                let gemm = int8_kernel::Gemm {
+                    matrix: self,
+                    x,
+                    tiles: tiles.clone(),
+                    scratch,
+                    out: &out,
+                };
+                simd::run(cpu.isa(), gemm);
+                for row in 0..x.rows {
+                    let range = tiles.start * LANES..self.rows.min(tiles.end * LANES);
+                    let begin = row * self.rows;
+                    // SAFETY: tiles are handed out once, and the kernel is done with them.
+                    let out = unsafe { out.part(begin + range.start..begin + range.end) };
+                    self.add_outliers(x, row, range.start, out);
+                }
+            } else {
+                let gemm = float_kernel::Gemm {
+                    matrix: self,
+                    x,
+                    tiles,
+                    scratch,
+                    out: &out,
+                };
+                simd::run(cpu.isa(), gemm);
             }
         });
         Ok(())
+    }
+
+    /// Adds the outliers of a row of activations to its products with some rows, from row `first`.
+    fn add_outliers(&self, x: &Activations, row: usize, first: usize, out: &mut [f32]) {
+        let count = x.outliers.len();
+        let values = &x.outlier_values[row * count..][..count];
+        for (i, out) in out.iter_mut().enumerate() {
+            let terms = x.outliers.iter().zip(values);
+            let sum = terms.fold(0.0_f32, |sum, (col, x)| {
+                libm::fmaf(self.value(first + i, *col as usize), *x, sum)
+            });
+            if count > 0 {
+                *out += sum;
+            }
+        }
     }
 
     fn check(&self, x: &Activations, out: &[f32]) -> Result<()> {

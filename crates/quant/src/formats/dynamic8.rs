@@ -4,7 +4,6 @@
 use crate::error::{Error, Result};
 use crate::format::{CodeLayout, Extent, Format, Grouping, Levels, encode_each};
 use crate::matrix::ScaleType;
-use alloc::borrow::Cow;
 
 /// For values of either sign: seven decades, each twice as finely divided as the one below.
 pub static SIGNED_MAP: [f32; 256] = map(true);
@@ -110,7 +109,7 @@ impl Format for Dynamic8 {
     }
 
     fn levels(&self) -> Levels {
-        Levels::Bytes(Cow::Borrowed(self.map.values()))
+        Levels::Bytes(self.map.values())
     }
 
     #[inline(always)]

@@ -6,7 +6,6 @@ use crate::float::{
 };
 use crate::format::{CodeLayout, Extent, Format, Grouping, Levels, encode_each};
 use crate::matrix::ScaleType;
-use alloc::borrow::Cow;
 
 /// Elements that share a scale.
 pub const MX_BLOCK: usize = 32;
@@ -127,7 +126,7 @@ format!(
     /// Worst error, over amax: with Floor 1/8 (a value just below 512 scales becomes 448); with Rceil
     /// 1/17, half a step of 1/8 at the lower end of a binade.
     MxFp8E4m3, "mxfp8-e4m3", Bytes, 448.0, 8, f32_to_e4m3, e4m3_to_f32,
-    Levels::Bytes(Cow::Owned(core::array::from_fn(|code| finite(e4m3_to_f32(code as u8))))),
+    Levels::Bytes(&E4M3_VALUES),
     |rounding| match rounding {
         ScaleRounding::Floor => 1.0 / 8.0,
         ScaleRounding::Rceil => 1.0 / 17.0,
@@ -140,7 +139,7 @@ format!(
     /// Worst error, over amax: with Floor 1/8 (a value just below 65536 scales becomes 57344); with
     /// Rceil 1/9, half a step of 1/4 at the lower end of a binade.
     MxFp8E5m2, "mxfp8-e5m2", Bytes, 57344.0, 15, f32_to_e5m2, e5m2_to_f32,
-    Levels::Bytes(Cow::Owned(core::array::from_fn(|code| finite(e5m2_to_f32(code as u8))))),
+    Levels::Bytes(&E5M2_VALUES),
     |rounding| match rounding {
         ScaleRounding::Floor => 1.0 / 8.0,
         ScaleRounding::Rceil => 1.0 / 9.0,
@@ -156,7 +155,25 @@ pub(crate) fn e2m1_levels() -> Levels {
     }
 }
 
-/// No quantizer writes the codes of NaN and infinity, and a table must not hold them.
-fn finite(value: f32) -> f32 {
-    if value.is_finite() { value } else { 0.0 }
+static E4M3_VALUES: [f32; 256] = finite_values(false);
+static E5M2_VALUES: [f32; 256] = finite_values(true);
+
+/// Values of codes, in E4M3 or E5M2. No quantizer writes the codes of NaN and infinity, and products
+/// must not meet them: they are 0 here.
+const fn finite_values(e5m2: bool) -> [f32; 256] {
+    let mut values = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        let byte = code as u8;
+        let value = if e5m2 {
+            e5m2_to_f32(byte)
+        } else {
+            e4m3_to_f32(byte)
+        };
+        if value.is_finite() {
+            values[code] = value;
+        }
+        code += 1;
+    }
+    values
 }

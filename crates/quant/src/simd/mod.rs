@@ -104,18 +104,23 @@ pub(crate) trait Work {
 pub(crate) fn run<W: Work>(isa: Isa, work: W) -> W::Output {
     debug_assert!(has(isa));
     match isa {
-        // SAFETY of each: `Cpu` was made after `has(isa)`.
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::Avx2 => unsafe { avx2::plain(work) },
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::AvxVnni => unsafe { avx2::vnni(work) },
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::Avx512Vnni => unsafe { avx512::vnni(work) },
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::Avx512Bf16 => unsafe { avx512::bf16(work) },
         #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::Neon => unsafe { neon::plain(work) },
         #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::NeonDotprod => unsafe { neon::dotprod(work) },
         _ => work.run(scalar::Scalar),
     }

@@ -1,0 +1,115 @@
+//! How far a product may be from the exact one, derived and not measured.
+//!
+//! The exact product of a row of activations `x` with a row of weights is the real number Σ wᵢ·xᵢ, where
+//! `w = (level · scale + shift) · factor` are the weights that the codes stand for (quantizing the
+//! weights is the format's error, not the product's). With u = 2⁻²⁴ and γ(k) = k·u ÷ (1 − k·u), the
+//! computed one differs by at most
+//!
+//! | mode | bound |
+//! |---|---|
+//! | f32 | γ(n + 4) · Σ \|w·x\| |
+//! | bf16 | (2⁻⁷ + 2⁻¹⁶ + γ(n + 6)) · Σ \|w·x\|, and n · 2⁻¹²⁶ for denormals that the processor flushes |
+//! | int8 | Σ \|w\| · (½ + 2⁻¹⁴) · s, where s is the scale of an activation, and for tables Σ \|w − w′\| · \|x′\| with the weights w′ and activations x′ that int8 holds, and γ(3g + 6) · Σ \|w′·x′\| for g groups |
+//!
+//! An f32 product rounds once for each of n terms; a bf16 one rounds both factors to 8 bits first; an
+//! int8 one rounds activations to 127 steps, and a table's entries to whole steps of its unit.
+
+use crate::activations::Mode;
+use crate::element::Element;
+use crate::error::{Error, Result, length};
+use crate::format::{Levels, amax};
+use crate::packed::{Packed, level};
+
+impl Packed<'_> {
+    /// The largest possible error of each element of a product in a mode, for one row of activations:
+    /// see the [module](self). As slow as a product in plain Rust.
+    ///
+    /// # Errors
+    /// `x` or `bounds` of another length; a value that is not finite; an int8 mode for weights that are
+    /// 8-bit floats; [`Mode::LlmInt8`], whose bound depends on the other rows' outliers.
+    pub fn error_bounds<T: Element>(&self, mode: Mode, x: &[T], bounds: &mut [f64]) -> Result<()> {
+        let [rows, cols] = self.shape();
+        length("activations", cols, x.len())?;
+        length("bounds", rows, bounds.len())?;
+        let unsupported = mode == Mode::LlmInt8
+            || (mode.is_int8() && matches!(self.structure.levels, Levels::Bytes(_)));
+        if unsupported {
+            return Err(Error::Unsupported {
+                operation: "error bound",
+                reason: alloc::format!("{mode:?} for {:?}", self.structure.scales),
+            });
+        }
+        let non_finite = |col: usize| Error::NonFinite {
+            index: col,
+            row: 0,
+            col,
+            value: x[col].to_f32(),
+        };
+        let whole = amax(x).map_err(non_finite)?;
+        for (row, bound) in bounds.iter_mut().enumerate() {
+            *bound = match mode {
+                Mode::F32 => gamma(cols + 4) * self.terms(row, x).sum::<f64>(),
+                Mode::Bf16 => {
+                    let relative = 2_f64.powi(-7) + 2_f64.powi(-16) + gamma(cols + 6);
+                    relative * self.terms(row, x).sum::<f64>() + cols as f64 * 2_f64.powi(-126)
+                }
+                _ => self.int8_bound(mode, row, x, whole),
+            };
+        }
+        Ok(())
+    }
+
+    /// |w·x| of each column.
+    fn terms<T: Element>(&self, row: usize, x: &[T]) -> impl Iterator<Item = f64> {
+        let products = x.iter().enumerate();
+        products.map(move |(col, x)| (self.exact(row, col).0 * f64::from(x.to_f32())).abs())
+    }
+
+    /// A weight as it is, and as an int8 product holds it.
+    fn exact(&self, row: usize, col: usize) -> (f64, f64) {
+        let (scale, shift) = self.affine(row, col / self.structure.group);
+        let code = self.code(row, col);
+        let value = |level: f64| {
+            (level * f64::from(scale) + f64::from(shift)) * f64::from(self.structure.factor)
+        };
+        let held = match &self.structure.levels {
+            Levels::Table { steps, unit, .. } => {
+                f64::from(steps[usize::from(code)]) * f64::from(*unit)
+            }
+            levels => f64::from(level(levels, code)),
+        };
+        (
+            value(f64::from(level(&self.structure.levels, code))),
+            value(held),
+        )
+    }
+
+    fn int8_bound<T: Element>(&self, mode: Mode, row: usize, x: &[T], whole: f32) -> f64 {
+        let mut bound = 0.0;
+        let mut magnitude = 0.0;
+        for (group, values) in x.chunks(self.structure.group).enumerate() {
+            let amax = match mode {
+                Mode::Int8PerRow => whole,
+                _ => amax(values).unwrap_or(0.0),
+            };
+            // What a group of denormals loses is all of it.
+            let step = if (127.0 / amax).is_finite() {
+                f64::from(amax) / 127.0 * (0.5 + 2_f64.powi(-14))
+            } else {
+                f64::from(amax)
+            };
+            for (i, x) in values.iter().enumerate() {
+                let (exact, held) = self.exact(row, group * self.structure.group + i);
+                let x = f64::from(x.to_f32()).abs() + step;
+                bound += exact.abs() * step + (exact - held).abs() * x;
+                magnitude += held.abs() * x;
+            }
+        }
+        bound + gamma(3 * self.groups() + 6) * magnitude
+    }
+}
+
+fn gamma(k: usize) -> f64 {
+    let ku = k as f64 * 2_f64.powi(-24);
+    ku / (1.0 - ku)
+}

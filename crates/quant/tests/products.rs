@@ -1,0 +1,275 @@
+//! Products against f64: within the bound that each mode states, and not far inside it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Recorded, random};
+use ferrotune_quant::{
+    Activations, Cpu, Element, Error, Format, Fp4, Grouping, Int8, Int8Asymmetric, Isa, LlmInt8,
+    Matrix, Mode, MxFp4, MxFp8E4m3, Nf4, NvFp4, Packed, Quantized, ScaleRounding, Scratch, Serial,
+    View, With, f16,
+};
+use safetensors::Dtype;
+
+fn packed<F: Format>(format: F, rows: usize, cols: usize) -> Packed<'static> {
+    let weights = random(rows * cols, 3);
+    let cpu = Cpu::detect();
+    let view = View::new(&weights, rows, cols).unwrap();
+    Packed::new(&Quantized::new(format, view, &cpu).unwrap(), &cpu).unwrap()
+}
+
+fn product(packed: &Packed, x: &[f32], mode: Mode, cpu: &Cpu) -> Vec<f32> {
+    let [rows, cols] = packed.shape();
+    let m = x.len() / cols;
+    let mut activations = Activations::new(packed, mode).unwrap();
+    activations
+        .set(View::new(x, m, cols).unwrap(), cpu)
+        .unwrap();
+    let mut y = vec![f32::NAN; m * rows];
+    packed
+        .gemm(&activations, &mut y, &mut Scratch::new(), cpu)
+        .unwrap();
+    y
+}
+
+fn within<F: Format>(format: F, rows: usize, cols: usize, modes: &[Mode]) {
+    let packed = packed(format, rows, cols);
+    let mut w = vec![0.0; cols];
+    for seed in 0..3 {
+        let x = random(cols, seed);
+        for mode in modes {
+            let mut bounds = vec![0.0; rows];
+            packed.error_bounds(*mode, &x, &mut bounds).unwrap();
+            let mut closest = 0.0_f64;
+            for isa in Isa::available() {
+                let y = product(&packed, &x, *mode, &Cpu::with_isa(isa).unwrap());
+                for (row, (y, bound)) in y.iter().zip(&bounds).enumerate() {
+                    packed.dequantize_row(row, &mut w);
+                    // The row's own values are rounded; a few of their last bits count here too.
+                    let terms = w.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let slack = terms.clone().map(|x| x.abs()).sum::<f64>() * 2_f64.powi(-22);
+                    let error = (f64::from(*y) - terms.sum::<f64>()).abs();
+                    assert!(
+                        error <= bound + slack,
+                        "{isa} {} {mode:?} {row}: {error} {bound}",
+                        F::NAME
+                    );
+                    closest = closest.max(error / bound);
+                }
+            }
+            // Errors are random and a bound is the worst case; but it is no more than that.
+            let floor = if *mode == Mode::F32 { 2e-4 } else { 0.02 };
+            assert!(closest > floor, "{} {mode:?}: {closest}", F::NAME);
+        }
+    }
+}
+
+#[test]
+fn errors_stay_within_their_bounds() {
+    let all = [Mode::F32, Mode::Bf16, Mode::Int8PerRow, Mode::Int8PerGroup];
+    for (rows, cols) in [(24, 128), (17, 320)] {
+        within(Int8(Grouping::Row), rows, cols, &all);
+        within(Int8(Grouping::Block(32)), rows, cols, &all);
+        within(Int8Asymmetric(Grouping::Block(64)), rows, cols, &all);
+        within(Nf4::new(64).unwrap(), rows, cols, &all);
+        within(Fp4::new(64).unwrap(), rows, cols, &all);
+        within(MxFp4(ScaleRounding::Floor), rows, cols, &all);
+        within(NvFp4, rows, cols, &all);
+        within(MxFp8E4m3(ScaleRounding::Rceil), rows, cols, &all[..2]);
+    }
+}
+
+#[test]
+fn outliers_are_multiplied_as_in_bitsandbytes() {
+    let file = Recorded::open("bnb8.safetensors");
+    let mut seen = 0;
+    for name in file.names() {
+        let Some(case) = name.strip_suffix("/out") else {
+            continue;
+        };
+        if case.ends_with("bias") {
+            continue;
+        }
+        let key = |part: &str| format!("{case}/{part}");
+        let [rows, cols] = file.matrix(&key("CB"));
+        let scales = file.floats(&key("SCB"));
+        let weight =
+            Quantized::from_parts(LlmInt8, [rows, cols], (), file.bytes(&key("CB")), scales);
+        let cpu = Cpu::detect();
+        let packed = Packed::new(&weight.unwrap(), &cpu).unwrap();
+        let mut activations = Activations::new(&packed, Mode::LlmInt8).unwrap();
+        if !case.ends_with("outliers") {
+            activations.set_threshold(f32::INFINITY);
+        }
+        let m = file.matrix(&key("x"))[0];
+        // The peer makes f32 activations f16 first.
+        match file.dtype(&key("x")) {
+            Dtype::BF16 => set(&mut activations, &file.bf16s(&key("x")), m, cols, &cpu),
+            Dtype::F16 => set(&mut activations, &file.f16s(&key("x")), m, cols, &cpu),
+            _ => {
+                let x = file.floats(&key("x"));
+                let x: Vec<f16> = x.iter().map(|x| f16::from_f32(*x)).collect();
+                set(&mut activations, &x, m, cols, &cpu);
+            }
+        }
+        if file.has(&key("outliers")) && case.ends_with("outliers") {
+            let expected: Vec<u32> = file
+                .i64s(&key("outliers"))
+                .iter()
+                .map(|x| *x as u32)
+                .collect();
+            assert_eq!(activations.outlier_columns(), expected, "{case}");
+        }
+        let mut y = vec![0.0; m * rows];
+        packed
+            .gemm(&activations, &mut y, &mut Scratch::new(), &cpu)
+            .unwrap();
+        // Its constant for 1/127² is 2e-5 off, and it rounds to the type of x; outliers stay in f32.
+        let relative = match file.dtype(&key("x")) {
+            Dtype::F32 if case.ends_with("outliers") => 5e-4,
+            Dtype::F32 => 3e-5,
+            Dtype::F16 => 1e-3,
+            _ => 8e-3,
+        };
+        let out = file.floats(&key("out"));
+        let largest = out.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        for (i, (y, out)) in y.iter().zip(&out).enumerate() {
+            assert!(
+                (y - out).abs() <= relative * largest,
+                "{case} {i}: {y} {out}"
+            );
+        }
+        // One row alone has the same bits when its outliers are the same; no thread count changes any.
+        let three = With::new(3, |n, piece: &(dyn Fn(usize) + Sync)| {
+            (0..n).rev().for_each(piece)
+        });
+        let mut again = vec![0.0; m * rows];
+        let cpu = cpu.with_threads(&three);
+        packed
+            .gemm(&activations, &mut again, &mut Scratch::new(), &cpu)
+            .unwrap();
+        assert_eq!(y, again);
+        seen += 1;
+    }
+    assert_eq!(seen, 6);
+}
+
+fn set<T: Element>(activations: &mut Activations, x: &[T], m: usize, cols: usize, cpu: &Cpu) {
+    activations
+        .set(View::new(x, m, cols).unwrap(), cpu)
+        .unwrap();
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let threads = |n| {
+        With::new(n, |pieces, piece: &(dyn Fn(usize) + Sync)| {
+            std::thread::scope(|scope| {
+                for i in 0..pieces {
+                    scope.spawn(move || piece(i));
+                }
+            });
+        })
+    };
+    let (rows, cols) = (200, 1024);
+    let packed = packed(Nf4::new(64).unwrap(), rows, cols);
+    let x = random(13 * cols, 1);
+    for mode in [
+        Mode::F32,
+        Mode::Bf16,
+        Mode::Int8PerRow,
+        Mode::Int8PerGroup,
+        Mode::LlmInt8,
+    ] {
+        let one = product(&packed, &x, mode, &Cpu::detect().with_threads(&Serial));
+        for n in [2, 3, 5] {
+            let threads = threads(n);
+            let many = product(&packed, &x, mode, &Cpu::detect().with_threads(&threads));
+            assert_eq!(one, many, "{mode:?} on {n}");
+        }
+        // And each row is what it is alone.
+        for row in [0, 7, 12] {
+            let alone = product(&packed, &x[row * cols..][..cols], mode, &Cpu::detect());
+            assert_eq!(alone, one[row * rows..][..rows], "{mode:?} row {row}");
+        }
+    }
+}
+
+#[test]
+fn backends_that_do_too_much_or_too_little_do_no_harm() {
+    let packed = packed(Int8(Grouping::Row), 300, 512);
+    let x = random(512, 1);
+    let expected = product(&packed, &x, Mode::Int8PerRow, &Cpu::detect());
+    let none = With::new(4, |_, _: &(dyn Fn(usize) + Sync)| {});
+    let twice = With::new(4, |n, piece: &(dyn Fn(usize) + Sync)| {
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..n + 5).for_each(|_| piece(0)));
+            }
+        });
+    });
+    for cpu in [
+        Cpu::detect().with_threads(&none),
+        Cpu::detect().with_threads(&twice),
+    ] {
+        assert_eq!(product(&packed, &x, Mode::Int8PerRow, &cpu), expected);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_numbers() {
+    let packed = packed(Nf4::new(64).unwrap(), 16, 128);
+    let cpu = Cpu::detect();
+    let mut activations = Activations::new(&packed, Mode::Int8PerGroup).unwrap();
+    let x = random(120, 1);
+    let error = activations
+        .set(View::new(&x, 1, 120).unwrap(), &cpu)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("[1, 120]") && error.to_string().contains("128"),
+        "{error}"
+    );
+
+    let mut x = random(256, 1);
+    x[130] = f32::NAN;
+    let error = activations
+        .set(View::new(&x, 2, 128).unwrap(), &cpu)
+        .unwrap_err();
+    let Error::NonFinite {
+        index, row, col, ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((index, row, col), (130, 1, 2));
+
+    let x = random(128, 1);
+    activations
+        .set(View::new(&x, 1, 128).unwrap(), &cpu)
+        .unwrap();
+    let error = packed.gemv(&activations, &mut [0.0; 15], &cpu).unwrap_err();
+    assert_eq!(error.to_string(), "product: 15 elements, expected 16");
+
+    let other = Activations::new(&packed_other(), Mode::Int8PerGroup).unwrap();
+    let error = packed.gemv(&other, &mut [0.0; 16], &cpu).unwrap_err();
+    assert!(error.to_string().contains("[128, 32]"), "{error}");
+
+    let floats = self::packed(MxFp8E4m3(ScaleRounding::Floor), 16, 128);
+    assert!(Activations::new(&floats, Mode::Int8PerRow).is_err());
+    assert!(
+        Packed::new(&odd_groups(), &cpu)
+            .unwrap_err()
+            .to_string()
+            .contains("multiple of 8")
+    );
+}
+
+fn packed_other() -> Packed<'static> {
+    packed(Int8(Grouping::Block(32)), 16, 128)
+}
+
+fn odd_groups() -> Quantized<'static, Int8> {
+    let weights = random(16 * 60, 1);
+    let view = View::new(&weights, 16, 60).unwrap();
+    Quantized::new(Int8(Grouping::Block(20)), view, &Cpu::detect()).unwrap()
+}
