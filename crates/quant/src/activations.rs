@@ -1,6 +1,6 @@
 //! What a matrix is multiplied with, in the form that the product was asked to compute in.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Isa};
 use crate::element::{Element, bf16_bits, round_to_i8};
 use crate::error::{Error, Result};
 use crate::format::{Levels, amax};
@@ -50,8 +50,11 @@ pub struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) group: usize,
-    /// Rows that lie side by side: 1, 4, 8 or 12.
+    /// Rows that lie side by side: 1, 4, 8 or 12; 1 also where tile registers are to multiply them, and
+    /// then there is room for a multiple of 16.
     pub(crate) stride: usize,
+    /// Whether tile registers are to multiply what was set last.
+    pub(crate) in_tiles: bool,
     /// Block of `stride` rows, column ÷ 4, row, column mod 4 (int8); block, column ÷ 2, row, column
     /// mod 2 (bf16); block, column, row (f32).
     pub(crate) values: Vec<u32>,
@@ -88,6 +91,7 @@ impl Activations {
             cols: matrix.cols,
             group: matrix.structure.group,
             stride: 1,
+            in_tiles: false,
             values: Vec::new(),
             scales: Vec::new(),
             biases: Vec::new(),
@@ -137,6 +141,18 @@ impl Activations {
         self.stride * self.depth() / self.packing()
     }
 
+    /// Whether rows and groups are whole steps of tile registers, 64 bytes. (Groups of 32 int8 values
+    /// would be half a step; scaling their sums takes longer than the products.)
+    pub(crate) fn fits_tiles(&self) -> bool {
+        let depth = self.depth();
+        match self.mode {
+            Mode::F32 => false,
+            Mode::Bf16 => depth.is_multiple_of(32),
+            _ if self.group >= self.cols => depth.is_multiple_of(64),
+            _ => self.group.is_multiple_of(64) && depth.is_multiple_of(self.group),
+        }
+    }
+
     /// Values in a word.
     fn packing(&self) -> usize {
         match self.mode {
@@ -161,7 +177,12 @@ impl Activations {
             });
         }
         self.rows = x.rows();
+        // Tile registers take rows as they are, and 16 of them.
+        // A single one in bf16 too, so that it has the bits that it has among others.
+        self.in_tiles =
+            cpu.isa() == Isa::Amx && self.fits_tiles() && (x.rows() > 1 || self.mode == Mode::Bf16);
         self.stride = match x.rows() {
+            _ if self.in_tiles => 1,
             0 | 1 => 1,
             2..=4 => 4,
             5..=8 => 8,
@@ -169,8 +190,13 @@ impl Activations {
         };
         let (blocks, groups) = (self.blocks(), self.groups());
         let (words, scales) = (self.block_words(), self.stride * groups);
+        let room = if self.in_tiles {
+            blocks.next_multiple_of(16)
+        } else {
+            blocks
+        };
         self.values.clear();
-        self.values.resize(blocks * words, 0);
+        self.values.resize(room * words, 0);
         if self.mode.is_int8() {
             self.scales.clear();
             self.scales.resize(blocks * scales, 0.0);

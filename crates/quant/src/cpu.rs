@@ -20,6 +20,8 @@ pub enum Isa {
     Avx512Vnni,
     /// AVX-512 VNNI with VDPBF16PS.
     Avx512Bf16,
+    /// AVX-512 with AMX int8 and bf16 for products with several rows.
+    Amx,
     /// AArch64: NEON.
     Neon,
     /// NEON with SDOT.
@@ -27,12 +29,13 @@ pub enum Isa {
 }
 
 impl Isa {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Scalar,
         Self::Avx2,
         Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Bf16,
+        Self::Amx,
         Self::Neon,
         Self::NeonDotprod,
     ];
@@ -45,6 +48,7 @@ impl Isa {
             Self::AvxVnni => "avx-vnni",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
         }

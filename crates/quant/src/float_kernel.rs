@@ -18,7 +18,8 @@ const DEPTH: usize = 512;
 
 /// Bytes that a worker needs for `tiles` tiles.
 pub(crate) fn scratch_bytes(x: &Activations, tiles: usize) -> usize {
-    4 * LANES * tiles * (DEPTH + x.blocks() * x.stride)
+    // Whole blocks of 32 rows, where tile registers multiply them.
+    4 * LANES * tiles * (DEPTH + (x.blocks() * x.stride).next_multiple_of(32))
 }
 
 /// One or two tiles times all rows.
@@ -37,6 +38,16 @@ impl Work for Gemm<'_, '_, '_> {
     fn run<S: Simd>(self, simd: S) {
         let scratch = self.scratch.as_mut_ptr().cast::<f32>();
         let mut tile = self.tiles.start;
+        #[cfg(target_arch = "x86_64")]
+        if S::AMX && self.x.in_tiles {
+            while tile < self.tiles.end {
+                let count = (self.tiles.end - tile).min(2);
+                // SAFETY: as below; `S::AMX` says that AMX is allowed.
+                unsafe { tile_panel(simd, self.matrix, self.x, tile, count, scratch, self.out) };
+                tile += count;
+            }
+            return;
+        }
         while tile < self.tiles.end {
             // SAFETY: `scratch_bytes` for two tiles; each tile is multiplied once.
             unsafe {
@@ -117,6 +128,74 @@ unsafe fn panel<S: Simd, const TILES: usize>(
     }
 }
 
+/// One or two tiles times all rows in bf16, in tile registers. `scratch` as in [`panel`]; the sums are
+/// squares of 16 rows of a tile.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn tile_panel<S: Simd>(
+    simd: S,
+    matrix: &Packed,
+    x: &Activations,
+    tile: usize,
+    count: usize,
+    scratch: *mut f32,
+    out: &Parts<f32>,
+) {
+    use crate::simd::amx;
+    // SAFETY: `scratch_bytes`; activations have room for a multiple of 16 rows.
+    unsafe {
+        let registers = amx::Tiles::new();
+        let sums = scratch.add(DEPTH * 2 * LANES);
+        sums.write_bytes(0, x.rows.next_multiple_of(amx::BLOCK_ROWS) * 2 * LANES);
+        let mut begin = 0;
+        while begin < matrix.depth() {
+            let end = matrix.depth().min(begin + DEPTH);
+            for t in 0..count {
+                dequantize(
+                    simd,
+                    matrix,
+                    x.mode,
+                    tile + t,
+                    begin..end,
+                    scratch.add(t * LANES),
+                    2,
+                );
+            }
+            for row in (0..x.rows).step_by(amx::BLOCK_ROWS) {
+                let a = x
+                    .values
+                    .as_ptr()
+                    .add(row * x.block_words() + begin / 2)
+                    .cast::<u8>();
+                let pitch = 4 * x.block_words();
+                let further = if x.rows - row > amx::ROWS {
+                    amx::ROWS * pitch
+                } else {
+                    0
+                };
+                let b = scratch.cast::<u8>();
+                let operands = amx::Operands {
+                    a: [a, a.add(further)],
+                    a_pitch: pitch,
+                    b: [b, b.add(if count > 1 { 4 * LANES } else { 0 })],
+                    b_pitch: 8 * LANES,
+                    steps: (end - begin) / 32,
+                };
+                amx::bf16(&registers, operands, sums.add(row * 2 * LANES));
+            }
+            begin = end;
+        }
+        for row in 0..x.rows {
+            for t in 0..count {
+                let square = row / LANES * 2 + t;
+                let sum = simd.load(sums.add((square * LANES + row % LANES) * LANES));
+                let y = simd.mul(sum, simd.splat(matrix.structure.factor));
+                store(simd, y, out, matrix.rows, row, tile + t);
+            }
+        }
+    }
+}
+
 /// Columns in a word of activations and of dequantized weights.
 #[inline(always)]
 fn words_a_column(mode: Mode) -> usize {
@@ -188,16 +267,17 @@ unsafe fn dequantize<S: Simd>(
     tiles: usize,
 ) {
     let structure = &matrix.structure;
-    let step = tiles * LANES;
+    let (groups, size, bf16) = (matrix.groups(), structure.group, mode == Mode::Bf16);
+    let words = if bf16 { 4 } else { 8 };
     // SAFETY: within the tile's codes and scales; `to` has room for the columns.
     unsafe {
         let codes = matrix.codes.as_ptr().add(tile * matrix.tile_bytes());
         let mut column = columns.start;
         while column < columns.end {
             // The last group of a row keeps its filling.
-            let group = (column / structure.group).min(matrix.groups() - 1);
-            let end = group * structure.group + matrix.group_depth(group);
-            let place = (tile * matrix.groups() + group) * LANES;
+            let group = (column / size).min(groups - 1);
+            let stop = columns.end.min(group * size + matrix.group_depth(group));
+            let place = (tile * groups + group) * LANES;
             let at = matrix.scales.as_ptr().add(place * structure.scales.bytes());
             let scale = match structure.scales {
                 ScaleType::F32 => simd.scales_f32(at),
@@ -205,66 +285,83 @@ unsafe fn dequantize<S: Simd>(
                 ScaleType::E8M0 => simd.scales_e8m0(at),
                 ScaleType::E4M3 => simd.scales_e4m3(at),
             };
-            let shift = if structure.shifted {
-                simd.load(matrix.shifts.as_ptr().cast::<f32>().add(place))
-            } else {
-                simd.splat(0.0)
-            };
-            let value = |level: S::F| {
-                if structure.shifted {
-                    simd.fma(level, scale, shift)
-                } else {
-                    simd.mul(level, scale)
-                }
-            };
-            let mut put = |values: [S::F; 8]| {
-                if mode == Mode::Bf16 {
-                    for pair in 0..4 {
-                        let pair =
-                            simd.pair_bf16(value(values[2 * pair]), value(values[2 * pair + 1]));
-                        simd.store_i(pair, to.cast());
-                        to = to.add(step);
+            let shift = structure
+                .shifted
+                .then(|| simd.load(matrix.shifts.as_ptr().cast::<f32>().add(place)));
+            while column < stop {
+                let mut values = [simd.splat(0.0); 8];
+                match &structure.levels {
+                    Levels::Table { values: table, .. } => {
+                        nibbles(
+                            simd,
+                            codes.add(column / 8 * 64),
+                            simd.levels(table),
+                            &mut values,
+                        );
                     }
-                } else {
-                    for level in values {
-                        simd.store(value(level), to);
-                        to = to.add(step);
+                    Levels::Int8 => bytes(simd, codes.add(column / 4 * 64), None, &mut values),
+                    Levels::Bytes(table) => {
+                        bytes(simd, codes.add(column / 4 * 64), Some(table), &mut values);
                     }
                 }
-            };
-            let stop = end.min(columns.end);
-            match &structure.levels {
-                Levels::Table { values, .. } => {
-                    let table = simd.levels(values);
-                    while column < stop {
-                        let eight = simd.load_i(codes.add(column / 8 * 64));
-                        put(core::array::from_fn(|i| {
-                            let bits = 8 * (i % 4) + 4 * (i / 4);
-                            let code = simd.and(simd.shift_right(eight, bits as u32), 15);
-                            simd.lookup(table, code)
-                        }));
-                        column += 8;
-                    }
-                }
-                levels => {
-                    let table = match levels {
-                        Levels::Bytes(values) => Some(*values),
-                        _ => None,
+                for value in &mut values {
+                    *value = match shift {
+                        Some(shift) => simd.fma(*value, scale, shift),
+                        None => simd.mul(*value, scale),
                     };
-                    while column < stop {
-                        let at = codes.add(column / 4 * 64);
-                        let fours = [simd.load_i(at), simd.load_i(at.add(64))];
-                        put(core::array::from_fn(|i| {
-                            let byte = simd.shift_right(fours[i / 4], 8 * (i % 4) as u32);
-                            let byte = simd.and(byte, 255);
-                            match table {
-                                Some(table) => simd.lookup_byte(table, byte),
-                                None => simd.to_float(simd.add_i(byte, simd.splat_i(-128))),
-                            }
-                        }));
-                        column += 8;
-                    }
                 }
+                put(simd, &values, bf16, to, tiles * LANES);
+                to = to.add(words * tiles * LANES);
+                column += 8;
+            }
+        }
+    }
+}
+
+/// The levels of eight columns of 4-bit codes.
+#[inline(always)]
+unsafe fn nibbles<S: Simd>(simd: S, codes: *const u8, table: S::L, values: &mut [S::F; 8]) {
+    // SAFETY: the caller's pointer.
+    let eight = unsafe { simd.load_i(codes) };
+    for i in 0..8 {
+        // The low halves of four bytes, then the high ones.
+        let code = simd.shift_right(eight, (8 * (i % 4) + 4 * (i / 4)) as u32);
+        values[i] = simd.lookup(table, simd.and(code, 15));
+    }
+}
+
+/// The levels of eight columns of 8-bit codes: in a table, or themselves.
+#[inline(always)]
+unsafe fn bytes<S: Simd>(
+    simd: S,
+    codes: *const u8,
+    table: Option<&[f32; 256]>,
+    values: &mut [S::F; 8],
+) {
+    // SAFETY: the caller's pointer.
+    let fours = unsafe { [simd.load_i(codes), simd.load_i(codes.add(64))] };
+    for i in 0..8 {
+        let code = simd.and(simd.shift_right(fours[i / 4], 8 * (i % 4) as u32), 255);
+        values[i] = match table {
+            Some(table) => simd.lookup_byte(table, code),
+            None => simd.to_float(simd.add_i(code, simd.splat_i(-128))),
+        };
+    }
+}
+
+/// Writes eight columns, `step` apart, or four pairs of them.
+#[inline(always)]
+unsafe fn put<S: Simd>(simd: S, values: &[S::F; 8], bf16: bool, to: *mut f32, step: usize) {
+    // SAFETY: the caller's pointer.
+    unsafe {
+        if bf16 {
+            for i in 0..4 {
+                let pair = simd.pair_bf16(values[2 * i], values[2 * i + 1]);
+                simd.store_i(pair, to.add(i * step).cast());
+            }
+        } else {
+            for i in 0..8 {
+                simd.store(values[i], to.add(i * step));
             }
         }
     }

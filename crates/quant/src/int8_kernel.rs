@@ -268,6 +268,19 @@ impl Work for Gemm<'_, '_, '_> {
             // SAFETY: within the matrix.
             unsafe { weights.codes.add(self.tiles.start * weights.tile_bytes) }
         };
+        #[cfg(target_arch = "x86_64")]
+        if S::AMX && x.in_tiles {
+            let panel = TilePanel {
+                weights,
+                x,
+                codes: base,
+                tile_bytes: depth * LANES,
+                out: self.out,
+            };
+            // SAFETY: within what was unpacked, or within the matrix; `S::AMX` says that AMX is allowed.
+            unsafe { panel.run(simd, self.tiles.clone()) };
+            return;
+        }
         let mut panel = Panel {
             weights,
             x,
@@ -454,4 +467,167 @@ unsafe fn dots<S: Simd, const ROWS: usize, const TILES: usize>(
         }
     }
     sum
+}
+
+/// Some tiles, a byte for each code, times all rows, in tile registers.
+#[cfg(target_arch = "x86_64")]
+struct TilePanel<'a, 'b, S: Simd> {
+    weights: Weights<S>,
+    x: &'a Activations,
+    /// The codes of the first tile.
+    codes: *const u8,
+    tile_bytes: usize,
+    out: &'a Parts<'b, f32>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<S: Simd> TilePanel<'_, '_, S> {
+    /// # Safety
+    /// AMX is allowed; `codes` holds the tiles; no other call has the same ones.
+    #[inline(always)]
+    unsafe fn run(&self, simd: S, tiles: Range<usize>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let registers = simd::amx::Tiles::new();
+            let mut tile = tiles.start;
+            while tile < tiles.end {
+                let codes = self.codes.add((tile - tiles.start) * self.tile_bytes);
+                let count = (tiles.end - tile).min(2);
+                for row in (0..self.x.rows).step_by(simd::amx::BLOCK_ROWS) {
+                    self.block(simd, &registers, codes, tile, count, row);
+                }
+                tile += count;
+            }
+        }
+    }
+
+    /// 32 rows times two tiles; where there are fewer, the same ones twice.
+    #[inline(always)]
+    unsafe fn block(
+        &self,
+        simd: S,
+        registers: &simd::amx::Tiles,
+        codes: *const u8,
+        tile: usize,
+        count: usize,
+        row: usize,
+    ) {
+        let (weights, x) = (&self.weights, self.x);
+        let (groups, depth) = (weights.groups, x.depth());
+        let rows = simd::amx::BLOCK_ROWS.min(x.rows - row);
+        // Sums of this group and of the next, which is on its way while this one is scaled.
+        let mut sums = [[[[0_i32; LANES]; LANES]; 4]; 2];
+        let mut acc = [[[0_f32; LANES]; 2]; simd::amx::BLOCK_ROWS];
+        // SAFETY: within the activations, which have room for a multiple of 16 rows, and the tiles.
+        unsafe {
+            let a = x.values.as_ptr().cast::<u8>().add(row * depth);
+            let further = if rows > 16 { 16 * depth } else { 0 };
+            let next_tile = if count > 1 { self.tile_bytes } else { 0 };
+            let sums = sums.as_mut_ptr();
+            let multiply = |group: usize| {
+                let first = group * 8 * weights.eights;
+                let b = codes.add(first * LANES);
+                let operands = simd::amx::Operands {
+                    a: [a.add(first), a.add(first + further)],
+                    a_pitch: depth,
+                    b: [b, b.add(next_tile)],
+                    b_pitch: 64,
+                    steps: weights.eights(group) / 8,
+                };
+                simd::amx::int8(registers, operands, sums.add(group % 2).cast());
+            };
+            multiply(0);
+            for group in 0..groups {
+                if group + 1 < groups {
+                    multiply(group + 1);
+                }
+                let first = row * groups + group;
+                let group = Scaled {
+                    sums: sums.add(group % 2).cast(),
+                    acc: acc.as_mut_ptr().cast(),
+                    biases: x.biases.as_ptr().add(first),
+                    scales: x.scales.as_ptr().add(first),
+                    shifts: x.sums.as_ptr().add(first),
+                    groups,
+                    rows,
+                };
+                for t in 0..count {
+                    let place = ((tile + t) * groups) * LANES + LANES * (first % groups);
+                    if x.mode.is_per_row() {
+                        group.add::<S, true>(simd, weights, place, t);
+                    } else {
+                        group.add::<S, false>(simd, weights, place, t);
+                    }
+                }
+            }
+            for r in 0..rows {
+                let mut factor = weights.factor;
+                if x.mode.is_per_row() {
+                    factor *= x.scales[(row + r) * groups];
+                }
+                for t in 0..count {
+                    let y = simd.mul(simd.load(acc[r][t].as_ptr()), simd.splat(factor));
+                    store(simd, y, self.out, weights.rows, row + r, tile + t);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of a group on their way to the results.
+#[cfg(target_arch = "x86_64")]
+struct Scaled {
+    /// Four squares, see [`simd::amx::int8`].
+    sums: *const i32,
+    /// Row, tile: the results so far.
+    acc: *mut f32,
+    /// Of the first row; those of the next are `groups` further.
+    biases: *const i32,
+    scales: *const f32,
+    shifts: *const f32,
+    groups: usize,
+    rows: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Scaled {
+    /// Adds a group to the results of one of the two tiles.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const PER_ROW: bool>(
+        &self,
+        simd: S,
+        weights: &Weights<S>,
+        place: usize,
+        tile: usize,
+    ) {
+        // SAFETY: the caller's pointers.
+        unsafe {
+            let scale_w = weights.scale(simd, place);
+            for half in 0..self.rows.div_ceil(LANES) {
+                let sums = self.sums.add((2 * half + tile) * LANES * LANES);
+                let acc = self.acc.add((2 * half * LANES + tile) * LANES);
+                let first = half * LANES * self.groups;
+                for r in 0..LANES.min(self.rows - half * LANES) {
+                    let at = first + r * self.groups;
+                    let sum = simd.load_i(sums.add(r * LANES).cast());
+                    let sum = simd.add_i(sum, simd.splat_i(*self.biases.add(at)));
+                    let scale = if PER_ROW {
+                        scale_w
+                    } else {
+                        simd.mul(scale_w, simd.splat(*self.scales.add(at)))
+                    };
+                    let to = acc.add(2 * r * LANES);
+                    simd.store(simd.fma(simd.to_float(sum), scale, simd.load(to)), to);
+                }
+                if weights.shifted {
+                    let shift = simd.load(weights.shifts.add(place));
+                    for r in 0..LANES.min(self.rows - half * LANES) {
+                        let to = acc.add(2 * r * LANES);
+                        let sum = simd.splat(*self.shifts.add(first + r * self.groups));
+                        simd.store(simd.fma(shift, sum, simd.load(to)), to);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use super::{Simd, Work};
 use core::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<const BF16: bool, const AMX: bool>(());
 
 /// Does the work with AVX-512 VNNI.
 ///
@@ -12,7 +12,7 @@ pub(crate) struct Avx512<const BF16: bool>(());
 /// The processor has what `Isa::Avx512Vnni` asks for.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) unsafe fn vnni<W: Work>(work: W) -> W::Output {
-    work.run(Avx512::<false>(()))
+    work.run(Avx512::<false, false>(()))
 }
 
 /// Does the work with AVX-512 VNNI and BF16.
@@ -21,7 +21,16 @@ pub(crate) unsafe fn vnni<W: Work>(work: W) -> W::Output {
 /// The processor has what `Isa::Avx512Bf16` asks for.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(crate) unsafe fn bf16<W: Work>(work: W) -> W::Output {
-    work.run(Avx512::<true>(()))
+    work.run(Avx512::<true, false>(()))
+}
+
+/// Does the work with AVX-512 VNNI and BF16, and AMX where a kernel has use for it.
+///
+/// # Safety
+/// The processor has what `Isa::Amx` asks for.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+pub(crate) unsafe fn amx<W: Work>(work: W) -> W::Output {
+    work.run(Avx512::<true, true>(()))
 }
 
 // SAFETY of every block below: the value `self` proves that the processor has the instructions, and
@@ -30,10 +39,11 @@ pub(crate) unsafe fn bf16<W: Work>(work: W) -> W::Output {
     clippy::undocumented_unsafe_blocks,
     reason = "one reason for all, stated above"
 )]
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const ROWS: usize = 12;
     const TILES: usize = 2;
     const BIASED: bool = true;
+    const AMX: bool = AMX;
 
     type I = __m512i;
     type F = __m512;

@@ -12,6 +12,8 @@
 use crate::cpu::Isa;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -34,6 +36,8 @@ pub(crate) trait Simd: Copy {
     const TILES: usize;
     /// Whether [`Simd::dot`] takes weights as they are stored, 128 too large.
     const BIASED: bool;
+    /// Whether there are tile registers beside the vectors.
+    const AMX: bool = false;
 
     /// 16 × i32
     type I: Copy;
@@ -116,6 +120,9 @@ pub(crate) fn run<W: Work>(isa: Isa, work: W) -> W::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::Avx512Bf16 => unsafe { avx512::bf16(work) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Cpu` is made after `has(isa)`.
+        Isa::Amx => unsafe { avx512::amx(work) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: a `Cpu` is made after `has(isa)`.
         Isa::Neon => unsafe { neon::plain(work) },
@@ -177,6 +184,8 @@ pub(crate) fn has(isa: Isa) -> bool {
         ),
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         Isa::Avx512Bf16 => has(Isa::Avx512Vnni) && all!("avx512bf16"),
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        Isa::Amx => has(Isa::Avx512Bf16) && amx::allowed(),
         #[cfg(all(target_arch = "aarch64", not(miri)))]
         Isa::Neon => true,
         #[cfg(all(target_arch = "aarch64", feature = "std", not(miri)))]
