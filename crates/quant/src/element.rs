@@ -107,6 +107,15 @@ pub(crate) fn round_to_i8(value: f32) -> i8 {
     (value + MAGIC).to_bits() as i8
 }
 
+/// `a · b + c`, rounded once.
+#[inline(always)]
+pub(crate) fn fma(a: f32, b: f32, c: f32) -> f32 {
+    #[cfg(feature = "std")]
+    return a.mul_add(b, c);
+    #[cfg(not(feature = "std"))]
+    libm::fmaf(a, b, c)
+}
+
 /// Bits of the magnitude, which order as the magnitudes do; [`INFINITE`] and above are not finite.
 #[inline(always)]
 pub(crate) fn magnitude_bits(value: f32) -> u32 {

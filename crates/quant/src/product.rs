@@ -2,6 +2,7 @@
 
 use crate::activations::{Activations, Mode};
 use crate::cpu::Cpu;
+use crate::element::fma;
 use crate::error::{Error, Result, length};
 use crate::packed::{Packed, Scratch};
 use crate::parallel::{Parts, for_each, worker_slots};
@@ -113,7 +114,7 @@ impl Packed<'_> {
         for (i, out) in out.iter_mut().enumerate() {
             let terms = x.outliers.iter().zip(values);
             let sum = terms.fold(0.0_f32, |sum, (col, x)| {
-                libm::fmaf(self.value(first + i, *col as usize), *x, sum)
+                fma(self.value(first + i, *col as usize), *x, sum)
             });
             if count > 0 {
                 *out += sum;

@@ -46,7 +46,9 @@ pub fn read<'a>(file: &Safetensors<'a>, prefix: &str) -> Result<PackQuantized<'a
     let [rows, cols] = shape(file.tensor(&key("weight_shape"))?)?;
     let width = |bits: usize| cols.div_ceil(32 / bits);
     packed.refuse_empty([rows, cols])?;
-    let bits = [4, 8].into_iter().find(|bits| packed.shape() == [rows, width(*bits)]);
+    let bits = [4, 8]
+        .into_iter()
+        .find(|bits| packed.shape() == [rows, width(*bits)]);
     let bits = bits.ok_or_else(|| {
         let (four, eight) = (width(4), width(8));
         packed.misshapen(format!(
@@ -111,7 +113,11 @@ fn signed(code: u8, bits: usize) -> i8 {
 fn shape(tensor: Tensor) -> Result<[usize; 2]> {
     let tensor = tensor.of(&[Dtype::I64, Dtype::I32])?.shaped(&[2])?;
     let words: Vec<i64> = match tensor.dtype() {
-        Dtype::I32 => tensor.words::<i32>().iter().map(|n| i64::from(*n)).collect(),
+        Dtype::I32 => tensor
+            .words::<i32>()
+            .iter()
+            .map(|n| i64::from(*n))
+            .collect(),
         _ => tensor.words().into_owned(),
     };
     match (usize::try_from(words[0]), usize::try_from(words[1])) {
@@ -124,7 +130,7 @@ impl PackQuantized<'static> {
     /// Quantizes a matrix to 4 bits with one scale for each `group` columns, symmetric, as
     /// compressed-tensors does: codes from −8 to 7, `scale = amax ÷ 7.5`, ties to even.
     ///
-    /// Worst error: half a step, 1/15 of amax, at the positive end a whole step less: 1/15.
+    /// Worst error: half a step, 1/15 of amax, which is also what the largest positive value loses.
     ///
     /// # Errors
     /// A group that does not divide the rows; a value that is not finite.
@@ -150,12 +156,18 @@ impl PackQuantized<'static> {
                     let (value, col) = (value.to_f32(), g * group + i);
                     if !value.is_finite() {
                         let index = row * cols + col;
-                        return Err(crate::Error::NonFinite { index, row, col, value });
+                        return Err(crate::Error::NonFinite {
+                            index,
+                            row,
+                            col,
+                            value,
+                        });
                     }
                     amax = amax.max(value.abs());
                 }
-                // The peer's floor for a group of zeros.
-                let scale = (amax / 7.5).max(f32::EPSILON);
+                // What the peer stores for a group of zeros.
+                let scale = Some(amax / 7.5).filter(|scale| *scale > 0.0);
+                let scale = scale.unwrap_or(f32::EPSILON);
                 for (i, value) in values.iter().enumerate() {
                     let code = (value.to_f32() / scale).round_ties_even().clamp(-8.0, 7.0);
                     let col = g * group + i;
@@ -239,7 +251,12 @@ impl PackQuantized<'_> {
             _ => super::words::bytes(&self.scales),
         };
         let mut tensors = vec![
-            NewTensor::bytes(key("weight_packed"), Dtype::I32, &[rows, width], &*self.packed),
+            NewTensor::bytes(
+                key("weight_packed"),
+                Dtype::I32,
+                &[rows, width],
+                &*self.packed,
+            ),
             NewTensor::bytes(key("weight_scale"), self.dtype, &[rows, groups], scales),
             NewTensor::bytes(key("weight_shape"), Dtype::I64, &[2], shape),
         ];

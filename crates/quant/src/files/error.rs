@@ -76,7 +76,7 @@ pub enum Error {
         /// The tensor.
         key: String,
         /// What is the matter.
-        source: crate::Error,
+        source: Box<crate::Error>,
     },
     /// A matrix that a format cannot hold, or a tensor that cannot be written: before there is a file.
     #[error("{key}: {reason}")]
@@ -92,7 +92,7 @@ pub enum Error {
         /// The tensor.
         key: String,
         /// What is the matter.
-        source: crate::Error,
+        source: Box<crate::Error>,
     },
     /// A scheme that there is not.
     #[error("there is no scheme {name:?}; there are {known}")]
@@ -131,7 +131,7 @@ impl Error {
         Self::Matrix {
             path: path.to_owned(),
             key: key.to_owned(),
-            source,
+            source: Box::new(source),
         }
     }
 
@@ -145,7 +145,7 @@ impl Error {
     pub(crate) fn quantize(key: &str, source: crate::Error) -> Self {
         Self::Quantize {
             key: key.to_owned(),
-            source,
+            source: Box::new(source),
         }
     }
 }

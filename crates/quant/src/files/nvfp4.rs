@@ -31,11 +31,9 @@ impl NvFp4Keys {
     /// Codes, the tensor's scale, and that of activations, without the prefix.
     pub(crate) fn names(self) -> [&'static str; 3] {
         match self {
-            Self::CompressedTensors => [
-                "weight_packed",
-                "weight_global_scale",
-                "input_global_scale",
-            ],
+            Self::CompressedTensors => {
+                ["weight_packed", "weight_global_scale", "input_global_scale"]
+            }
             Self::ModelOpt => ["weight", "weight_scale_2", "input_scale"],
         }
     }
@@ -69,11 +67,7 @@ pub struct NvFp4Layer<'a> {
 /// # Errors
 /// A part that is not there, or of another type or shape; a scale that is not finite, or a tensor's that
 /// is not positive.
-pub fn read<'a>(
-    file: &Safetensors<'a>,
-    prefix: &str,
-    keys: NvFp4Keys,
-) -> Result<NvFp4Layer<'a>> {
+pub fn read<'a>(file: &Safetensors<'a>, prefix: &str, keys: NvFp4Keys) -> Result<NvFp4Layer<'a>> {
     let part = |name: &str| format!("{prefix}.{name}");
     let [codes, global, input] = keys.names();
     let weight = file.tensor(&part(codes))?.of(&[Dtype::U8])?;

@@ -2,6 +2,7 @@
 
 use super::error::{Error, Result};
 use super::replace::replace;
+use super::tensors::Tensor;
 use super::words::{Word, bytes};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
@@ -56,6 +57,14 @@ impl<'a> NewTensor<'a> {
             shape: self.shape,
             data: Cow::Owned(self.data.into_owned()),
         }
+    }
+}
+
+impl<'a> From<Tensor<'a>> for NewTensor<'a> {
+    /// A tensor of another file, borrowed.
+    fn from(tensor: Tensor<'a>) -> Self {
+        let name = tensor.key().to_owned();
+        Self::bytes(name, tensor.dtype(), tensor.shape(), tensor.data())
     }
 }
 
@@ -148,7 +157,11 @@ impl<'a> SafetensorsWriter<'a> {
         let mut order: Vec<&NewTensor> = self.tensors.iter().collect();
         order.sort_by_key(|tensor| {
             let lines = tensor.data.len() % 64 == 0;
-            (Reverse(lines), Reverse(tensor.dtype.bitsize()), &tensor.name)
+            (
+                Reverse(lines),
+                Reverse(tensor.dtype.bitsize()),
+                &tensor.name,
+            )
         });
         let mut names = BTreeSet::from(["__metadata__"]);
         let mut header = Map::new();
@@ -163,7 +176,8 @@ impl<'a> SafetensorsWriter<'a> {
             let (found, expected) = (tensor.data.len(), size(tensor.dtype, &tensor.shape));
             if expected != Some(found) {
                 let (dtype, shape) = (tensor.dtype, &tensor.shape);
-                let reason = format!("{found} bytes for the type {dtype:?} and the shape {shape:?}");
+                let reason =
+                    format!("{found} bytes for the type {dtype:?} and the shape {shape:?}");
                 return Err(Error::unwritable(&tensor.name, reason));
             }
             let entry = json!({

@@ -1,7 +1,7 @@
 //! Plain Rust: what each operation means.
 
 use super::{LANES, Simd};
-use crate::element::{bf16_bits, f16_to_f32};
+use crate::element::{bf16_bits, f16_to_f32, fma};
 use crate::float::{e4m3_to_f32, e8m0_to_f32};
 use core::array::from_fn;
 
@@ -72,7 +72,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
-        from_fn(|i| libm::fmaf(a[i], b[i], c[i]))
+        from_fn(|i| fma(a[i], b[i], c[i]))
     }
 
     #[inline(always)]
@@ -190,7 +190,7 @@ impl Simd for Scalar {
         let high = |pair: u32| f32::from_bits(pair & 0xffff_0000);
         from_fn(|i| {
             let w = w[i].cast_unsigned();
-            libm::fmaf(high(w), high(a), libm::fmaf(low(w), low(a), acc[i]))
+            fma(high(w), high(a), fma(low(w), low(a), acc[i]))
         })
     }
 }

@@ -8,18 +8,18 @@ use std::path::Path;
 const LONGEST_NAME: u64 = 65_535;
 
 #[derive(Debug, Clone)]
-pub(super) struct Cursor<'a> {
-    path: &'a Path,
+pub(super) struct Cursor<'a, 'p> {
+    path: &'p Path,
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Cursor<'a> {
-    pub fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
+impl<'a, 'p> Cursor<'a, 'p> {
+    pub fn new(path: &'p Path, bytes: &'a [u8]) -> Self {
         Self { path, bytes, at: 0 }
     }
 
-    pub fn path(&self) -> &'a Path {
+    pub fn path(&self) -> &'p Path {
         self.path
     }
 
@@ -64,9 +64,8 @@ impl<'a> Cursor<'a> {
         let length = self.word::<u64>(what)?;
         let length = self.fits(what, length, 1)?;
         let bytes = self.take(what, length)?;
-        core::str::from_utf8(bytes).map_err(|error| {
-            Error::header(self.path, format!("{what}: not UTF-8: {error}"))
-        })
+        core::str::from_utf8(bytes)
+            .map_err(|error| Error::header(self.path, format!("{what}: not UTF-8: {error}")))
     }
 
     /// A key or the name of a tensor.

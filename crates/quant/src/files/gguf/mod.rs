@@ -23,7 +23,7 @@ use super::error::{Error, Result};
 use crate::{Element, bf16, f16};
 use cursor::Cursor;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -31,6 +31,8 @@ const MAGIC: &[u8; 4] = b"GGUF";
 const MOST_DIMENSIONS: u32 = 4;
 /// Where a file does not say.
 const ALIGNMENT: usize = 32;
+/// A page of any system; more would only be filling.
+const MOST_ALIGNMENT: u32 = 65_536;
 const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// A GGUF file. All parts are borrowed from its bytes, which [`super::Mapped`] lends, but for arrays
@@ -111,10 +113,10 @@ impl<'a> Gguf<'a> {
         // A key's length, a type, and a value of a byte.
         cursor.fits("metadata entries", entries, 13)?;
         let mut metadata: Vec<(&str, Value)> = Vec::new();
-        let mut keys = BTreeMap::new();
+        let mut keys = BTreeSet::new();
         for _ in 0..entries {
             let key = cursor.name("metadata")?;
-            if keys.insert(key, ()).is_some() {
+            if !keys.insert(key) {
                 return Err(Error::content(path, key, "the key is there twice"));
             }
             metadata.push((key, Value::read(&mut cursor, key)?));
@@ -125,7 +127,7 @@ impl<'a> Gguf<'a> {
         let mut infos = Vec::new();
         let mut names = BTreeMap::new();
         for place in 0..tensors {
-            let info = info(&mut cursor, alignment)?;
+            let info = info(&mut cursor, path, alignment)?;
             if names.insert(info.name, place as usize).is_some() {
                 return Err(Error::content(path, info.name, "the tensor is there twice"));
             }
@@ -191,7 +193,10 @@ impl<'a> Gguf<'a> {
     /// # Errors
     /// There is none of that name; it is of a type whose size this crate does not know.
     pub fn tensor(&self, name: &str) -> Result<GgufTensor<'a>> {
-        let info = self.names.get(name).and_then(|place| self.tensors.get(*place));
+        let info = self
+            .names
+            .get(name)
+            .and_then(|place| self.tensors.get(*place));
         let info = info.ok_or_else(|| Error::Missing {
             path: self.path.clone(),
             key: name.to_owned(),
@@ -218,19 +223,24 @@ impl<'a> Gguf<'a> {
 
 fn alignment(path: &Path, metadata: &[(&str, Value)]) -> Result<usize> {
     let entry = metadata.iter().find(|(key, _)| *key == ALIGNMENT_KEY);
+    let entry = entry.map(|(_, value)| value);
+    aligned(entry).map_err(|reason| Error::content(path, ALIGNMENT_KEY, reason))
+}
+
+/// The alignment that an entry of the metadata asks for.
+fn aligned(entry: Option<&Value>) -> Result<usize, String> {
     match entry {
         None => Ok(ALIGNMENT),
-        Some((_, Value::U32(n))) if n.is_power_of_two() => Ok(*n as usize),
-        Some((key, value)) => {
-            let reason = format!("{value:?} is not a power of two in 32 bits");
-            Err(Error::content(path, key, reason))
-        }
+        Some(Value::U32(n)) if n.is_power_of_two() && *n <= MOST_ALIGNMENT => Ok(*n as usize),
+        Some(value) => Err(format!(
+            "{value:?} is not a power of two in 32 bits, {MOST_ALIGNMENT} at most"
+        )),
     }
 }
 
-fn info<'a>(cursor: &mut Cursor<'a>, alignment: usize) -> Result<Info<'a>> {
+fn info<'a>(cursor: &mut Cursor<'a, '_>, path: &Path, alignment: usize) -> Result<Info<'a>> {
     let name = cursor.name("tensor")?;
-    let refuse = |reason: String| Error::content(cursor.path(), name, reason);
+    let refuse = |reason: String| Error::content(path, name, reason);
     let mut rest = cursor.clone();
     let dimensions = rest.word::<u32>(name)?;
     if dimensions > MOST_DIMENSIONS {
@@ -262,7 +272,9 @@ fn info<'a>(cursor: &mut Cursor<'a>, alignment: usize) -> Result<Info<'a>> {
             let elements = shape.iter().try_fold(1_usize, |all, n| all.checked_mul(*n));
             let length = elements.and_then(|n| (n / block).checked_mul(bytes));
             let length = length.ok_or_else(|| {
-                refuse(format!("shape {shape:?} has more elements than memory can hold"))
+                refuse(format!(
+                    "shape {shape:?} has more elements than memory can hold"
+                ))
             })?;
             Some(length)
         }

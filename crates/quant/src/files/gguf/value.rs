@@ -32,7 +32,7 @@ macro_rules! values {
 
         impl<'a> Value<'a> {
             /// The value of an entry.
-            pub(super) fn read(cursor: &mut Cursor<'a>, key: &str) -> Result<Self> {
+            pub(super) fn read(cursor: &mut Cursor<'a, '_>, key: &str) -> Result<Self> {
                 match cursor.word::<u32>(key)? {
                     $($id => Ok(Self::$name(cursor.word(key)?)),)*
                     BOOL => Ok(Self::Bool(boolean(cursor, key)?)),
@@ -66,7 +66,7 @@ macro_rules! values {
         }
 
         impl<'a> Array<'a> {
-            fn read(cursor: &mut Cursor<'a>, key: &str, depth: usize) -> Result<Self> {
+            fn read(cursor: &mut Cursor<'a, '_>, key: &str, depth: usize) -> Result<Self> {
                 if depth == DEEPEST {
                     let reason = format!("arrays in arrays more than {DEEPEST} deep");
                     return Err(Error::content(cursor.path(), key, reason));

@@ -1,7 +1,7 @@
 //! Writes GGUF files, whole or not at all.
 
 use super::value::push_text;
-use super::{ALIGNMENT, ALIGNMENT_KEY, GgmlType, Gguf, MAGIC, MOST_DIMENSIONS, Value};
+use super::{ALIGNMENT_KEY, GgmlType, Gguf, MAGIC, MOST_DIMENSIONS, Value, aligned};
 use crate::files::error::{Error, Result};
 use crate::files::replace::replace;
 use crate::files::words::Word;
@@ -91,31 +91,24 @@ impl<'a> GgufWriter<'a> {
         Ok(file)
     }
 
-    fn write_to(
-        &self,
-        file: &mut dyn Write,
-        head: &[u8],
-        alignment: usize,
-    ) -> std::io::Result<()> {
+    fn write_to(&self, file: &mut dyn Write, head: &[u8], alignment: usize) -> std::io::Result<()> {
         let parts = self.tensors.iter().map(|tensor| &*tensor.data);
         std::iter::once(head).chain(parts).try_for_each(|part| {
             file.write_all(part)?;
             let filling = part.len().next_multiple_of(alignment) - part.len();
-            std::io::copy(&mut std::io::Read::take(std::io::repeat(0), filling as u64), file)
-                .map(drop)
+            std::io::copy(
+                &mut std::io::Read::take(std::io::repeat(0), filling as u64),
+                file,
+            )
+            .map(drop)
         })
     }
 
     /// All before the data, and the alignment.
     fn head(&self) -> Result<(Vec<u8>, usize)> {
-        let alignment = match self.metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY) {
-            None => ALIGNMENT,
-            Some((_, Value::U32(n))) if n.is_power_of_two() => *n as usize,
-            Some((key, value)) => {
-                let reason = format!("{value:?} is not a power of two in 32 bits");
-                return Err(Error::unwritable(key, reason));
-            }
-        };
+        let entry = self.metadata.iter().find(|(key, _)| key == ALIGNMENT_KEY);
+        let alignment = aligned(entry.map(|(_, value)| value))
+            .map_err(|reason| Error::unwritable(ALIGNMENT_KEY, reason))?;
         let mut out = MAGIC.to_vec();
         3_u32.push_le(&mut out);
         (self.tensors.len() as u64).push_le(&mut out);
@@ -147,7 +140,12 @@ impl<'a> GgufWriter<'a> {
 
 impl NewTensor<'_> {
     fn check(&self) -> Result<()> {
-        let Self { name, kind, shape, data } = self;
+        let Self {
+            name,
+            kind,
+            shape,
+            data,
+        } = self;
         let refuse = |reason: String| Err(Error::unwritable(name, reason));
         if shape.len() > MOST_DIMENSIONS as usize {
             return refuse(format!(

@@ -1,61 +1,18 @@
-//! bitsandbytes: NF4, FP4 and LLM.int8 as its layers save them (bitsandbytes 0.50,
-//! `QuantState.as_dict(packed=True)` and `Linear8bitLt._save_to_state_dict`).
-//!
-//! 4 bit, of a layer `P` with `n` weights in blocks of `b`:
-//!
-//! | key | type | |
-//! |---|---|---|
-//! | `P.weight` | U8 `[⌈n/2⌉, 1]` | codes, the first of two in the high half; also in BF16, F16 or F32 of as many bytes (`bnb_4bit_quant_storage`) |
-//! | `P.weight.absmax` | F32 `[⌈n/b⌉]` | of each block; U8 if nested |
-//! | `P.weight.quant_map` | F32 `[16]` | the table of the codes |
-//! | `P.weight.nested_absmax` | F32 `[⌈n/b/256⌉]` | nested only |
-//! | `P.weight.nested_quant_map` | F32 `[256]` | nested only |
-//! | `P.weight.quant_state.bitsandbytes__nf4`, or `__fp4` | U8 | JSON: quant_type, blocksize, dtype, shape, and nested_blocksize, nested_dtype, nested_offset |
-//!
-//! Nested, the absmax of a block is `nested_quant_map[code] · nested_absmax + nested_offset`, rounded
-//! after each operation.
-//!
-//! LLM.int8: `P.weight` I8 `[out, in]`, `P.SCB` F32 `[out]` (each row's absmax), `P.weight_format` U8,
-//! 0 for rows; older files have none.
+//! NF4 and FP4 layers.
 
-use super::error::{Error, Result};
+use super::TorchDtype;
 use super::nested::NestedAbsmax;
-use super::tensors::{Safetensors, Tensor};
-use super::words::words;
-use super::writer::NewTensor;
-use crate::{FP4, Format, Fp4, LlmInt8, Matrix, NF4, Nf4, Quantized};
+use crate::files::error::{Error, Result};
+use crate::files::tensors::{Safetensors, Tensor};
+use crate::files::writer::NewTensor;
+use crate::{FP4, Format, Fp4, Matrix, NF4, Nf4, Quantized};
 use safetensors::Dtype;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::borrow::Cow;
-
-/// The type that weights had before they were quantized, and have again when a peer dequantizes them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum TorchDtype {
-    /// 32 bits.
-    #[serde(rename = "float32")]
-    F32,
-    /// 16 bits.
-    #[serde(rename = "float16")]
-    F16,
-    /// 16 bits, the upper half of an f32.
-    #[serde(rename = "bfloat16")]
-    BF16,
-}
-
-impl TorchDtype {
-    /// Its name in torch.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::BF16 => "bfloat16",
-        }
-    }
-}
 
 /// A format of bitsandbytes with 4 bits: [`Nf4`] and [`Fp4`].
 pub trait Bnb4Format: Format<Scale = f32, Tensor = ()> + sealed::Sealed {
-    /// What codes stand for.
+    /// What codes stand for, as files say it.
     const MAP: [f32; 16];
 
     #[doc(hidden)]
@@ -70,7 +27,7 @@ mod sealed {
     impl Sealed for crate::Fp4 {}
 }
 
-macro_rules! format {
+macro_rules! bnb4_format {
     ($name:ident, $map:ident) => {
         impl Bnb4Format for $name {
             const MAP: [f32; 16] = $map;
@@ -86,8 +43,15 @@ macro_rules! format {
     };
 }
 
-format!(Nf4, NF4);
-format!(Fp4, FP4);
+bnb4_format!(Nf4, NF4);
+bnb4_format!(Fp4, FP4_IN_FILES);
+
+/// Code 8 is a negative zero, which bitsandbytes writes as a zero.
+const FP4_IN_FILES: [f32; 16] = {
+    let mut values = FP4;
+    values[8] = 0.0;
+    values
+};
 
 /// The matrix of a 4-bit layer, in whichever of the formats.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,6 +96,13 @@ struct QuantState {
     nested_offset: Option<f64>,
 }
 
+impl QuantState {
+    fn elements(&self) -> Option<usize> {
+        let mut shape = self.shape.iter();
+        shape.try_fold(1_usize, |all, n| all.checked_mul(*n))
+    }
+}
+
 /// The keys of a layer's quant_state.
 fn state_keys(prefix: &str) -> [String; 2] {
     [Nf4::NAME, Fp4::NAME].map(|name| format!("{prefix}.weight.quant_state.bitsandbytes__{name}"))
@@ -149,7 +120,11 @@ pub fn has4(file: &Safetensors, prefix: &str) -> bool {
 /// something else than the parts; a quant_map that is not the format's; absmax that is not finite.
 pub fn read4<'a>(file: &Safetensors<'a>, prefix: &str) -> Result<Bnb4<'a>> {
     let [nf4, fp4] = state_keys(prefix);
-    let state = file.get(&fp4).map_or_else(|| file.tensor(&nf4), Ok)?;
+    let state = file.get(&fp4).or_else(|| file.get(&nf4));
+    let state = state.ok_or_else(|| Error::Missing {
+        path: file.path().to_owned(),
+        key: format!("{nf4} or __{}", Fp4::NAME),
+    })?;
     let state = state.of(&[Dtype::U8])?;
     let parsed: QuantState = serde_json::from_slice(state.data())
         .map_err(|error| state.content(format!("not a quant_state: {error}")))?;
@@ -194,15 +169,15 @@ fn read<'a, F: Bnb4Format>(
         )));
     }
     let format = F::with_block(parsed.blocksize).map_err(|error| state.matrix(error))?;
-    let elements = parsed.shape.iter();
-    let elements = elements.try_fold(1_usize, |all, n| all.checked_mul(*n));
-    let Some((elements, cols)) = elements.zip(parsed.shape.last().copied()) else {
+    let Some((elements, cols)) = parsed.elements().zip(parsed.shape.last().copied()) else {
         return Err(state.content(format!("the shape {:?} is not a matrix's", parsed.shape)));
     };
-    let rows = elements.checked_div(cols).unwrap_or(0);
+    if elements == 0 {
+        return Err(state.content(format!("the shape {:?} is empty", parsed.shape)));
+    }
+    let rows = elements / cols;
     let storage = [Dtype::U8, Dtype::BF16, Dtype::F16, Dtype::F32];
     let weight = file.tensor(&key(""))?.of(&storage)?;
-    weight.refuse_empty([rows, cols])?;
     if weight.data().len() != elements.div_ceil(2) {
         let bytes = elements.div_ceil(2);
         return Err(weight.misshapen(format!(
@@ -238,9 +213,8 @@ fn read_nested<'a>(
     let map = file.tensor(&format!("{prefix}.weight.nested_quant_map"))?;
     let map = map.of(&[Dtype::F32])?.shaped(&[256])?;
     let blocks = |n: usize, block: usize| Some(n).filter(|_| block > 0).map(|n| n.div_ceil(block));
-    let elements = parsed.shape.iter();
-    let elements = elements.try_fold(1_usize, |all, n| all.checked_mul(*n));
-    let counts = elements
+    let counts = parsed
+        .elements()
         .and_then(|n| blocks(n, parsed.blocksize))
         .and_then(|n| Some([n, blocks(n, block)?]));
     let Some([outer, inner]) = counts else {
@@ -308,47 +282,21 @@ pub fn tensors4<'a, F: Bnb4Format>(
             NewTensor::words(key(".nested_quant_map"), Dtype::F32, &[256], &nested.map),
         ]);
     } else {
-        tensors.push(NewTensor::words(absmax, Dtype::F32, &[scales.len()], scales));
+        tensors.push(NewTensor::words(
+            absmax,
+            Dtype::F32,
+            &[scales.len()],
+            scales,
+        ));
     }
     state.push('}');
     let name = key(&format!(".quant_state.bitsandbytes__{}", F::NAME));
     let shape = [state.len()];
-    tensors.push(NewTensor::bytes(name, Dtype::U8, &shape, state.into_bytes()));
+    tensors.push(NewTensor::bytes(
+        name,
+        Dtype::U8,
+        &shape,
+        state.into_bytes(),
+    ));
     Ok(tensors)
-}
-
-/// Reads the LLM.int8 layer `prefix`.
-///
-/// # Errors
-/// A part that is not there, or of another type or shape; a weight_format other than that of rows; SCB
-/// that is not finite.
-pub fn read8<'a>(file: &Safetensors<'a>, prefix: &str) -> Result<Quantized<'a, LlmInt8>> {
-    let weight = file.tensor(&format!("{prefix}.weight"))?.of(&[Dtype::I8])?;
-    let [rows, cols] = weight.dims()?;
-    weight.refuse_empty([rows, cols])?;
-    let scb = file.tensor(&format!("{prefix}.SCB"))?.of(&[Dtype::F32])?;
-    let scb = scb.shaped(&[rows])?;
-    if let Some(format) = file.get(&format!("{prefix}.weight_format")) {
-        let format = format.of(&[Dtype::U8])?;
-        if format.data() != [0] {
-            let found = format.data().first().copied().unwrap_or_default();
-            return Err(format.content(format!(
-                "{found}: this crate reads 0, row by row, and none of the GPU's layouts"
-            )));
-        }
-    }
-    let scales = words::<f32>(scb.data());
-    Quantized::from_parts(LlmInt8, [rows, cols], (), weight.data(), scales)
-        .map_err(|error| scb.matrix(error))
-}
-
-/// The tensors of an LLM.int8 layer `prefix`.
-pub fn tensors8<'a>(prefix: &str, matrix: &'a Quantized<'_, LlmInt8>) -> Vec<NewTensor<'a>> {
-    let name = |part: &str| format!("{prefix}.{part}");
-    let (codes, scales) = (matrix.codes(), matrix.scales());
-    vec![
-        NewTensor::bytes(name("weight"), Dtype::I8, &matrix.shape(), codes),
-        NewTensor::words(name("SCB"), Dtype::F32, &[scales.len()], scales),
-        NewTensor::bytes(name("weight_format"), Dtype::U8, &[], vec![0]),
-    ]
 }
