@@ -131,7 +131,7 @@ impl Extent {
     fn new<I: Iterator<Item = f32>>(min: f32, max: f32, values: impl FnOnce() -> I) -> Self {
         let peak = if -min > max {
             min
-        } else if max > -min || max == 0.0 {
+        } else if max > -min {
             max
         } else {
             let first = values().find(|value| value.abs() == max);
@@ -234,9 +234,9 @@ pub trait Format: Clone + Debug + PartialEq + Send + Sync + 'static {
         let (scale, shift) = self.affine(scale);
         scale.is_finite() && shift.is_finite()
     }
-    /// Bytes of the scale in the formats' own files, for bits a weight.
-    fn scale_bytes(&self) -> usize {
-        size_of::<Self::Scale>()
+    /// Bits of a scale, and of its zero point, in the formats' own files.
+    fn scale_bits(&self) -> usize {
+        8 * size_of::<Self::Scale>()
     }
     /// The largest error of an element over the largest magnitude of its group, for groups whose scale
     /// is a normal number; see the format's documentation for the derivation.
@@ -374,8 +374,8 @@ impl<'a, F: Format> Quantized<'a, F> {
 
     /// Bits for each weight, scales included.
     pub fn bits_per_weight(&self) -> f64 {
-        let bytes = self.codes.len() + self.scales.len() * self.format.scale_bytes();
-        8.0 * bytes as f64 / (self.rows * self.cols).max(1) as f64
+        let bits = 8 * self.codes.len() + self.scales.len() * self.format.scale_bits();
+        bits as f64 / (self.rows * self.cols).max(1) as f64
     }
 
     /// The same in memory of its own.

@@ -35,11 +35,16 @@ pub use format::{
     CodeLayout, Extent, Format, Grouping, Levels, NonFinite, Quantized, quantize_into, sizes,
 };
 pub use formats::{
+    awq::{AWQ_ORDER, Awq},
     bnb4::{FP4, Fp4, NF4, Nf4},
     dynamic8::{Dynamic8, DynamicMap, SIGNED_MAP, UNSIGNED_MAP},
+    gguf::{GGUF_BLOCK, GgufFormat, Q4_0, Q8_0, from_blocks, to_blocks},
+    gptq::{Gptq, GptqTensors, ZeroConvention},
+    int4::{Int4, Int4Scale},
     int8::{Int8, Int8Asymmetric, ScaleZero},
+    k_quants::{KFormat, KQuant, Q4K, Q6K, SUPER_BLOCK},
     llm_int8::LlmInt8,
-    mx::{MxFp4, MxFp8E4m3, MxFp8E5m2, ScaleRounding},
+    mx::{MX_BLOCK, MxFp4, MxFp8E4m3, MxFp8E5m2, ScaleRounding},
     nvfp4::{GlobalScale, NvFp4},
 };
 pub use half::{bf16, f16};

@@ -1,6 +1,6 @@
 //! `check`: everything that must hold, cheapest first.
 
-use crate::{cli, outside, peers, process, readme, setup};
+use crate::{cli, outside, peers, process, quant, readme, setup};
 use anyhow::{Context, Result};
 use std::{
     fmt::Write,
@@ -56,6 +56,7 @@ pub fn run(root: &Path, full: bool) -> Result<()> {
         Step::new("data without libtorch", || {
             without_libtorch(root, "ferrotune-data")
         }),
+        Step::new("quant without libtorch", || quant::alone(root)),
         Step::cargo("tests", root, &["test", "--workspace"]),
         Step::new("outside project", || outside::run(root)),
         Step::new("documented commands", || {
@@ -64,6 +65,10 @@ pub fn run(root: &Path, full: bool) -> Result<()> {
     ];
     if full {
         steps.extend([
+            Step::new("quant on AArch64", || quant::aarch64(root)),
+            Step::new("quant under a sanitizer", || quant::sanitizer(root)),
+            Step::new("quant in Miri", || quant::miri(root)),
+            Step::new("quant fuzzed", || quant::fuzz(root)),
             Step::new("peers", || peers::ensure(root).map(|_| ())),
             Step::new("tests with live peers", || {
                 // Not doctests: `--ignored` would run those that are marked as not to be run.

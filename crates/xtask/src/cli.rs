@@ -86,20 +86,23 @@ pub fn demo(root: &Path, seed: Option<u64>) -> Result<()> {
 
 fn bench(root: &Path, with_peers: bool) -> Result<()> {
     setup::run(root, false)?;
-    process::run(&mut process::cargo(
-        root,
-        &["bench", "--package", "ferrotune-benches"],
-    ))?;
+    // One after the other: a build of both would lend one the features of the other.
+    for package in ["ferrotune-benches-quant", "ferrotune-benches"] {
+        process::run(&mut process::cargo(root, &["bench", "--package", package]))?;
+    }
     if !with_peers {
         return Ok(());
     }
-    let python = peers::ensure(root)?;
-    let mut compare = process::cargo(
-        root,
-        &["run", "--release", "--package", "ferrotune-benches"],
-    );
-    compare
-        .args(["--bin", "peers"])
-        .env(peers::VARIABLE, python);
-    process::run(&mut compare)
+    let python = peers::ensure_for_bench(root)?;
+    for (package, program) in [
+        ("ferrotune-benches-quant", "quant-peers"),
+        ("ferrotune-benches", "peers"),
+    ] {
+        let mut compare = process::cargo(root, &["run", "--release", "--package", package]);
+        compare
+            .args(["--bin", program])
+            .env(peers::VARIABLE, &python);
+        process::run(&mut compare)?;
+    }
+    Ok(())
 }

@@ -11,6 +11,7 @@ pub mod outside;
 pub mod peers;
 pub mod pins;
 pub mod process;
+pub mod quant;
 pub mod readme;
 pub mod setup;
 pub mod wheel;

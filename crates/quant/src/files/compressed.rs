@@ -245,11 +245,7 @@ impl PackQuantized<'_> {
             .iter()
             .flat_map(|n| (*n as i64).to_le_bytes())
             .collect();
-        let scales: Cow<[u8]> = match self.dtype {
-            Dtype::F16 => halves(&self.scales, |x| crate::f16::from_f32(x).to_le_bytes()),
-            Dtype::BF16 => halves(&self.scales, |x| crate::bf16::from_f32(x).to_le_bytes()),
-            _ => super::words::bytes(&self.scales),
-        };
+        let scales = super::words::floats(&self.scales, self.dtype);
         let mut tensors = vec![
             NewTensor::bytes(
                 key("weight_packed"),
@@ -274,10 +270,6 @@ impl PackQuantized<'_> {
         }
         tensors
     }
-}
-
-fn halves(values: &[f32], half: impl Fn(f32) -> [u8; 2]) -> Cow<'static, [u8]> {
-    values.iter().flat_map(|value| half(*value)).collect()
 }
 
 impl Matrix for PackQuantized<'_> {

@@ -6,6 +6,8 @@
 //! | bitsandbytes NF4 and FP4, plain and nested | [`bnb::read4`] | [`bnb::tensors4`] |
 //! | bitsandbytes LLM.int8 | [`bnb::read8`] | [`bnb::tensors8`] |
 //! | compressed-tensors `pack-quantized` | [`compressed::read`] | [`compressed::PackQuantized::tensors`] |
+//! | GPTQ of 4 bits | [`gptq::read`] | [`gptq::GptqParts::tensors`] |
+//! | AWQ of 4 bits | [`awq::read`] | [`awq::AwqParts::tensors`] |
 //! | NVFP4 of compressed-tensors and ModelOpt | [`nvfp4::read`] | [`nvfp4::tensors`] |
 //! | MXFP4 of gpt-oss | [`mxfp4::read`] | [`mxfp4::tensors`] |
 //! | matrices packed for this crate's products | [`packed::read`] | [`packed::tensors`] |
@@ -17,10 +19,13 @@
 //! Nothing a file says is believed: lengths, counts and offsets are checked against the bytes that there
 //! are before anything is allocated for them. An [`Error`] names the file and the key.
 
+pub mod awq;
 pub mod bnb;
 pub mod compressed;
 mod error;
 pub mod gguf;
+pub mod gptq;
+mod int4;
 mod mapped;
 pub mod mxfp4;
 pub mod nvfp4;

@@ -5,6 +5,11 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const PREFIX: &str = ".writing-";
+/// A temporary file that nobody has written to for so long is a killed process's.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A temporary file; dropped, it is removed.
 struct Temporary(PathBuf);
@@ -50,15 +55,28 @@ fn folder(path: &Path) -> &Path {
 /// A new file beside `path`, under a name of its own.
 fn create(path: &Path) -> std::io::Result<(File, Temporary)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
+    remove_abandoned(folder(path));
     let process = std::process::id();
     loop {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = folder(path).join(format!(".writing-{process}-{count}"));
+        let name = folder(path).join(format!("{PREFIX}{process}-{count}"));
         match File::create_new(&name) {
             Ok(file) => return Ok((file, Temporary(name))),
             // Left by a killed process that had our number.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes what killed processes left half written, as large as it may be.
+fn remove_abandoned(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if ours && age().is_some_and(|age| age > ABANDONED) {
+            // Tidying is no reason to fail.
+            let _ = fs::remove_file(entry.path());
         }
     }
 }

@@ -5,7 +5,7 @@ use super::mxfp4;
 use super::nvfp4::{self, NvFp4Keys, NvFp4Layer};
 use super::tensors::Safetensors;
 use super::writer::NewTensor;
-use super::{NestedAbsmax, TorchDtype, bnb, compressed};
+use super::{NestedAbsmax, TorchDtype, awq, bnb, compressed, gptq};
 use crate::{Cpu, Element, Fp4, LlmInt8, Matrix, MxFp4, Nf4, NvFp4, Quantized, View};
 use std::fmt;
 use std::str::FromStr;
@@ -32,6 +32,13 @@ pub enum Scheme {
     NvFp4,
     /// ModelOpt NVFP4.
     NvFp4ModelOpt,
+    /// GPTQ's packing of 4 bits, zero points less one: rounded to nearest, in groups of 128. Calibrated
+    /// codes go through [`gptq::GptqParts::pack`]. Files of `gptq_v2` look the same, see
+    /// [`gptq::ZeroPoints`].
+    Gptq,
+    /// AWQ's packing of 4 bits: rounded to nearest, in groups of 128. Calibrated codes go through
+    /// [`awq::AwqParts::pack`].
+    Awq,
 }
 
 impl Scheme {
@@ -46,6 +53,8 @@ impl Scheme {
         Self::MxFp4,
         Self::NvFp4,
         Self::NvFp4ModelOpt,
+        Self::Gptq,
+        Self::Awq,
     ];
 
     /// Its name in command lines.
@@ -60,6 +69,8 @@ impl Scheme {
             Self::MxFp4 => "mxfp4",
             Self::NvFp4 => "nvfp4",
             Self::NvFp4ModelOpt => "nvfp4-modelopt",
+            Self::Gptq => "gptq",
+            Self::Awq => "awq",
         }
     }
 
@@ -91,10 +102,8 @@ impl Scheme {
                 owned(bnb::tensors8(prefix, &matrix))
             }
             Self::Int4 => {
-                let whole = |group: &usize| weight.cols().is_multiple_of(*group);
-                let group = [128, 64, 32].into_iter().find(whole);
-                let group = group.unwrap_or(weight.cols());
-                let matrix = compressed::PackQuantized::quantize(weight, group).map_err(wrap)?;
+                let matrix = compressed::PackQuantized::quantize(weight, group(weight.cols()))
+                    .map_err(wrap)?;
                 owned(matrix.tensors(prefix))
             }
             Self::MxFp4 => {
@@ -112,6 +121,15 @@ impl Scheme {
                     _ => NvFp4Keys::ModelOpt,
                 };
                 owned(nvfp4::tensors(prefix, &layer, keys)?)
+            }
+            Self::Gptq => {
+                let zeros = gptq::ZeroPoints::LessOne;
+                let parts = gptq::GptqParts::quantize(weight, group(weight.cols()), zeros);
+                owned(parts.map_err(|error| error.under(prefix))?.tensors(prefix))
+            }
+            Self::Awq => {
+                let parts = awq::AwqParts::quantize(weight, group(weight.cols()));
+                owned(parts.map_err(|error| error.under(prefix))?.tensors(prefix))
             }
         };
         Ok(tensors)
@@ -150,6 +168,15 @@ impl Scheme {
             Some(Self::NvFp4ModelOpt)
         } else if has(".weight_packed") && has(".weight_shape") {
             Some(Self::Int4)
+        } else if has(".qweight") && has(".qzeros") {
+            // GPTQ packs input channels, so its words are [in ÷ 8, out]; AWQ's are [in, out ÷ 8].
+            let sides = |name: &str| file.get(&format!("{prefix}{name}"))?.dims::<2>().ok();
+            let (words, zeros) = (sides(".qweight")?, sides(".qzeros")?);
+            Some(if words[1] == zeros[1] {
+                Self::Awq
+            } else {
+                Self::Gptq
+            })
         } else if has("_blocks") && has("_scales") {
             Some(Self::MxFp4)
         } else {
@@ -166,6 +193,7 @@ impl Scheme {
             ".weight_global_scale",
             ".weight_scale_2",
             ".weight_shape",
+            ".qweight",
             "_blocks",
         ];
         let mut layers = Vec::new();
@@ -200,8 +228,17 @@ impl Scheme {
                 let layer = nvfp4::read(file, prefix, NvFp4Keys::ModelOpt)?;
                 Box::new(layer.matrix)
             }
+            Self::Gptq => Box::new(gptq::read(file, prefix, gptq::ZeroPoints::LessOne)?),
+            Self::Awq => Box::new(awq::read(file, prefix)?),
         })
     }
+}
+
+/// Columns of a group: the usual, or what there is.
+fn group(cols: usize) -> usize {
+    let sizes = [128, 64, 32].into_iter();
+    let mut whole = sizes.filter(|size| cols.is_multiple_of(*size));
+    whole.next().unwrap_or(cols)
 }
 
 fn owned(tensors: Vec<NewTensor>) -> Vec<NewTensor<'static>> {

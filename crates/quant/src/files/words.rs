@@ -2,6 +2,7 @@
 //! and the machine is little endian as files are, else copied.
 
 use crate::{bf16, f16};
+use safetensors::Dtype;
 use std::borrow::Cow;
 
 /// A number as files have it, little endian.
@@ -64,6 +65,16 @@ pub(crate) fn bytes<T: Word>(numbers: &[T]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
+/// The bytes of floats as F16 or BF16, rounded, or as F32 where `dtype` is anything else.
+pub(crate) fn floats(values: &[f32], dtype: Dtype) -> Cow<'_, [u8]> {
+    let halves = |half: fn(f32) -> [u8; 2]| values.iter().flat_map(|x| half(*x)).collect();
+    match dtype {
+        Dtype::F16 => halves(|x| f16::from_f32(x).to_le_bytes()),
+        Dtype::BF16 => halves(|x| bf16::from_f32(x).to_le_bytes()),
+        _ => bytes(values),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,12 +82,12 @@ mod tests {
     #[test]
     fn unaligned_numbers_are_copied() {
         let numbers = [1.5_f32, -2.0, 3.25];
-        let mut room = vec![0_u8; 32];
+        let mut room = [0_u8; 32];
         for offset in 0..8 {
             room[offset..offset + 12].copy_from_slice(&bytes(&numbers));
             let found = words::<f32>(&room[offset..offset + 12]);
             assert_eq!(*found, numbers);
-            let aligned = room[offset..].as_ptr().addr() % 4 == 0;
+            let aligned = room[offset..].as_ptr().addr().is_multiple_of(4);
             assert_eq!(matches!(found, Cow::Borrowed(_)), aligned);
         }
         assert_eq!(words::<f32>(&room[..3]).len(), 0);

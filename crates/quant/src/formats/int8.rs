@@ -152,8 +152,8 @@ impl Format for Int8Asymmetric {
         (scale.scale, -f32::from(scale.zero) * scale.scale)
     }
 
-    fn scale_bytes(&self) -> usize {
-        5
+    fn scale_bits(&self) -> usize {
+        40
     }
 
     fn worst_error(&self) -> f32 {

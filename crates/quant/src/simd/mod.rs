@@ -12,7 +12,10 @@
 use crate::cpu::Isa;
 
 #[cfg(target_arch = "x86_64")]
-#[cfg_attr(miri, allow(dead_code, reason = "an interpreter has no tile registers"))]
+#[cfg_attr(
+    miri,
+    allow(dead_code, reason = "an interpreter has no tile registers")
+)]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -58,6 +58,8 @@ fn peers_read_what_is_written() {
         (Scheme::Int4, "ct"),
         (Scheme::MxFp4, "mxfp4"),
         (Scheme::NvFp4, "ct"),
+        (Scheme::Gptq, "gptq"),
+        (Scheme::Awq, "awq"),
     ] {
         let path = folder.path().join(format!("{scheme}.safetensors"));
         let mut writer = SafetensorsWriter::new();

@@ -7,6 +7,7 @@
 mod common;
 
 mod gguf;
+mod int4;
 mod live;
 mod peers;
 mod refused;

@@ -84,15 +84,7 @@ fn files_are_written_as_the_peers_wrote_them() {
                 }
                 _ => {
                     let layer = bnb::read4(&file, &prefix).unwrap();
-                    let (dtype, nested) = (layer.dtype, layer.nested.as_ref());
-                    same(match &layer.matrix {
-                        Bnb4Matrix::Nf4(matrix) => {
-                            bnb::tensors4(&prefix, matrix, dtype, nested).unwrap()
-                        }
-                        Bnb4Matrix::Fp4(matrix) => {
-                            bnb::tensors4(&prefix, matrix, dtype, nested).unwrap()
-                        }
-                    });
+                    same(layer.tensors(&prefix).unwrap());
                 }
             }
         }
@@ -150,8 +142,13 @@ fn nested_absmax_is_that_of_bitsandbytes() {
         let map = ferrotune_quant::SIGNED_MAP;
         for (i, found) in nested.expand().iter().enumerate() {
             let expected = map[usize::from(codes[i])] * scales[i / 256] + offset;
-            // An offset that is another by a unit may move a value to the neighbouring code.
-            assert!((found - expected).abs() <= largest * 0.0145, "{name} {i}");
+            // torch sums in an order of its own: the offset may be another by some units.
+            let allowed = if nested.offset() == offset {
+                0.0
+            } else {
+                largest * 1e-6
+            };
+            assert!((found - expected).abs() <= allowed, "{name} {i}");
         }
     }
     assert!(compared >= 8, "{compared} cases");

@@ -64,7 +64,8 @@ fn of_type(tensor: &mut NewTensor, dtype: Dtype) {
 
 #[test]
 fn files_cut_short() {
-    for (name, _) in RECORDED {
+    let names = RECORDED.iter().map(|(name, _)| *name);
+    for name in names.chain(["gptq", "gptq_v2", "awq"]) {
         let bytes = std::fs::read(recorded(&format!("{name}.safetensors"))).unwrap();
         for length in (0..bytes.len()).step_by(64).chain([1, 7, 8, 9]) {
             let file = Safetensors::new("lies.safetensors", &bytes[..length]);

@@ -3,12 +3,14 @@
 use crate::{bytes_of, common, dequantize};
 use ferrotune_quant::files::bnb::{self, Bnb4Matrix};
 use ferrotune_quant::files::{
-    Safetensors, SafetensorsFile, SafetensorsWriter, Scheme, TorchDtype, compressed, mxfp4, packed,
+    NewTensor, Safetensors, SafetensorsFile, SafetensorsWriter, Scheme, TorchDtype, compressed,
+    mxfp4, packed,
 };
 use ferrotune_quant::{
     Cpu, Dynamic8, DynamicMap, Element, Format, Grouping, Int8, Int8Asymmetric, MxFp4, MxFp8E4m3,
     MxFp8E5m2, Nf4, NvFp4, Packed, Quantized, View, bf16, f16,
 };
+use safetensors::Dtype;
 
 fn weight<T: Element>() -> Vec<T> {
     let values = common::random(24 * 128, 7);
@@ -175,4 +177,46 @@ fn a_failed_write_leaves_the_file_that_was_there() {
     let error = SafetensorsWriter::new().write(&missing).unwrap_err();
     assert!(error.to_string().contains("no/such/folder"), "{error}");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+/// 8 bits: four codes to a word, plus 128, and zero points down the rows.
+#[test]
+fn pack_quantized_of_8_bits() {
+    let tensor = |name: &str, dtype, shape: &[usize], data: Vec<u8>| NewTensor {
+        name: format!("p.{name}"),
+        dtype,
+        shape: shape.to_vec(),
+        data: data.into(),
+    };
+    let mut codes = vec![128; 24];
+    (codes[0], codes[3], codes[9], codes[13]) = (0, 255, 130, 126);
+    let sides = [2_i64, 10].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let scales = [0.5_f32, 2.0]
+        .iter()
+        .flat_map(|x| x.to_le_bytes())
+        .collect();
+    let bytes = bytes_of([
+        tensor("weight_packed", Dtype::I32, &[2, 3], codes.to_vec()),
+        tensor("weight_scale", Dtype::F32, &[2, 1], scales),
+        tensor("weight_shape", Dtype::I64, &[2], sides),
+        tensor(
+            "weight_zero_point",
+            Dtype::I32,
+            &[1, 1],
+            vec![129, 118, 0, 0],
+        ),
+    ]);
+    let file = Safetensors::new("memory", &bytes).unwrap();
+    let matrix = compressed::read(&file, "p").unwrap();
+    assert_eq!((matrix.bits(), matrix.zeros().unwrap()), (8, &[1, -10][..]));
+    let mut expected = [[-0.5_f32; 10], [20.0; 10]];
+    (expected[0][0], expected[0][3], expected[0][9]) = (-64.5, 63.0, 0.5);
+    expected[1][1] = 16.0;
+    assert_eq!(matrix.dequantize(), expected.concat());
+    for tensor in matrix.tensors("p") {
+        // Zero points beyond the rows are written as 0.
+        assert_eq!(tensor, file.tensor(&tensor.name).unwrap().into());
+    }
+    let packed = Packed::new(&matrix, &Cpu::detect()).unwrap();
+    assert_eq!(dequantize(&packed), expected.concat());
 }

@@ -237,7 +237,7 @@ fn read_nested<'a>(
 }
 
 /// The tensors of a 4-bit layer `prefix`, of a weight `[rows, cols]`; absmax nested if `nested` is
-/// given, of [`NestedAbsmax::new`] or of a layer that was read.
+/// given, of [`NestedAbsmax::new`].
 ///
 /// # Errors
 /// A nested absmax of another number of blocks.
@@ -247,10 +247,34 @@ pub fn tensors4<'a, F: Bnb4Format>(
     dtype: TorchDtype,
     nested: Option<&'a NestedAbsmax<'_>>,
 ) -> Result<Vec<NewTensor<'a>>> {
+    tensors(prefix, matrix, &matrix.shape(), dtype, nested)
+}
+
+impl Bnb4<'_> {
+    /// The tensors of a layer `prefix`, as it was read.
+    ///
+    /// # Errors
+    /// A nested absmax of another number of blocks.
+    pub fn tensors(&self, prefix: &str) -> Result<Vec<NewTensor<'_>>> {
+        let (shape, dtype, nested) = (&self.shape, self.dtype, self.nested.as_ref());
+        match &self.matrix {
+            Bnb4Matrix::Nf4(matrix) => tensors(prefix, matrix, shape, dtype, nested),
+            Bnb4Matrix::Fp4(matrix) => tensors(prefix, matrix, shape, dtype, nested),
+        }
+    }
+}
+
+fn tensors<'a, F: Bnb4Format>(
+    prefix: &str,
+    matrix: &'a Quantized<'_, F>,
+    shape: &[usize],
+    dtype: TorchDtype,
+    nested: Option<&'a NestedAbsmax<'_>>,
+) -> Result<Vec<NewTensor<'a>>> {
     let key = |part: &str| format!("{prefix}.weight{part}");
-    let [rows, cols] = matrix.shape();
+    // A list of integers looks the same here and in Python.
     let mut state = format!(
-        r#"{{"quant_type": "{}", "blocksize": {}, "dtype": "{}", "shape": [{rows}, {cols}]"#,
+        r#"{{"quant_type": "{}", "blocksize": {}, "dtype": "{}", "shape": {shape:?}"#,
         F::NAME,
         matrix.format().block(),
         dtype.name()

@@ -12,10 +12,12 @@
 
 mod cursor;
 mod kind;
+mod matrix;
 mod value;
 mod write;
 
 pub use kind::GgmlType;
+pub use matrix::GgufKind;
 pub use value::{Array, Value};
 pub use write::GgufWriter;
 
