@@ -2,8 +2,9 @@
 
 use crate::limits::Gauge;
 use crate::peer::{Done, Ready};
-use crate::{process, workload};
+use crate::workload;
 use anyhow::{Context, Result};
+use ferrotune_benches_common::process;
 use ferrotune_generate::{Options as Decoding, tokens};
 use ferrotune_lora::{peft, train_only};
 use ferrotune_nn::libtorch::tch::{self, Device, Kind, Tensor};

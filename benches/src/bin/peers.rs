@@ -6,13 +6,15 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use ferrotune_benches::limits::{self, Work};
 use ferrotune_benches::pairs::Pairs;
-use ferrotune_benches::peer::{self, Done, Process, Ready};
+use ferrotune_benches::peer::{Done, Ready};
 use ferrotune_benches::worker::{Dtype, Job, Worker};
 use ferrotune_benches::workload::Shape;
+use ferrotune_benches_common::machine::{cpu, load};
+use ferrotune_benches_common::peer::{self, Process};
+use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
 
 const PYTHON: &str = "FERROTUNE_PEERS";
 const LORA_SCRIPT: &str = "bench_lora_step.py";
@@ -132,15 +134,11 @@ impl Compare {
     }
 
     fn machine(&self) -> String {
-        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpu = cpu
-            .lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-            .map_or("unknown CPU", |(_, name)| name);
         let Cli { pairs, warm, .. } = self.cli;
         format!(
-            "{cpu}, {} threads a side, load {}\n{pairs} pairs after {warm} to warm up: one piece of work of \
+            "{}, {} threads a side, load {}\n{pairs} pairs after {warm} to warm up: one piece of work of \
              theirs, one of ours, the order changing\ntimes are median (lower to upper quartile)",
+            cpu(),
             self.threads,
             load()
         )
@@ -362,9 +360,4 @@ fn report(pairs: &Pairs, [theirs, ours]: [(&str, Ready); 2], work: Work) {
         part(&pairs.theirs),
         part(&pairs.ours)
     );
-}
-
-fn load() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }

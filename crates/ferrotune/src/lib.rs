@@ -1,7 +1,7 @@
 //! Fine-tune and run large language models on libtorch: every ferrotune crate under one name.
 //!
-//! Each crate is a module here behind the feature of its name, all of them on by default; [`text`] and [`data`] alone
-//! (`default-features = false, features = ["data"]`) need no libtorch. From rows to an adapter to an answer:
+//! Each crate is a module here behind the feature of its name, all of them on by default; [`quant`], [`text`] and [`data`]
+//! alone (`default-features = false, features = ["data"]`) need no libtorch. From rows to an adapter to an answer:
 //!
 //! ```
 //! use ferrotune::{generate, lora, prelude::*, train::loss::causal_lm};
@@ -40,6 +40,8 @@ pub use ferrotune_libtorch as libtorch;
 pub use ferrotune_lora as lora;
 #[cfg(feature = "nn")]
 pub use ferrotune_nn as nn;
+#[cfg(feature = "quant")]
+pub use ferrotune_quant as quant;
 #[cfg(feature = "text")]
 pub use ferrotune_text as text;
 #[cfg(feature = "train")]

@@ -99,11 +99,11 @@ fn relative<K: KFormat>(values: &[f32], cols: usize) -> f64 {
 #[test]
 fn super_blocks_fit_better_than_plain_rounding() {
     let values = random(64 * 512, 9);
-    // What llama.cpp's own quantizers reach on normal data: about 0.071 and 0.0175.
+    // ggml's own quantizers (llama-cpp-python 0.3.36) on the very same values: 0.07005 and 0.01727.
     let four = relative::<Q4K>(&values, 512);
     let six = relative::<Q6K>(&values, 512);
-    assert!(four < 0.073, "{four}");
-    assert!(six < 0.0185, "{six}");
+    assert!(four < 0.07005, "{four}");
+    assert!(six < 0.01727, "{six}");
     // A magnitude changes nothing but the rounding of f16 scales.
     for magnitude in [1e-3_f32, 1e3] {
         let scaled: Vec<f32> = values.iter().map(|x| x * magnitude).collect();

@@ -6,7 +6,7 @@ use ferrotune_quant::files::nvfp4::{self, NvFp4Keys};
 use ferrotune_quant::files::{
     NewTensor, Safetensors, SafetensorsWriter, Scheme, awq, bnb, compressed, gptq, mxfp4,
 };
-use ferrotune_quant::{Cpu, FP4, NF4, Packed, Quantized, SIGNED_MAP};
+use ferrotune_quant::{Cpu, FP4, NF4, Packed, Quantized, SIGNED_MAP, ZeroConvention};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use safetensors::Dtype;
@@ -89,15 +89,15 @@ fn again(file: &Safetensors, prefix: &str, scheme: Scheme) {
             assert!(compressed::read(&file, prefix).expect("readable") == matrix);
         }
         Scheme::Gptq => {
-            let zeros = gptq::ZeroPoints::LessOne;
+            let zeros = ZeroConvention::MinusOne;
             let parts = gptq::read(file, prefix, zeros).expect("read before");
-            let bytes = bytes(parts.tensors(prefix));
+            let bytes = bytes(gptq::tensors(prefix, &parts));
             let file = Safetensors::new("again", &bytes).expect("a file");
             assert!(gptq::read(&file, prefix, zeros).expect("readable") == parts);
         }
         Scheme::Awq => {
             let parts = awq::read(file, prefix).expect("read before");
-            let bytes = bytes(parts.tensors(prefix));
+            let bytes = bytes(awq::tensors(prefix, &parts));
             let file = Safetensors::new("again", &bytes).expect("a file");
             assert!(awq::read(&file, prefix).expect("readable") == parts);
         }

@@ -148,19 +148,4 @@ impl Error {
             source: Box::new(source),
         }
     }
-
-    /// Says which layer the key of an error before writing belongs to.
-    pub(crate) fn under(self, prefix: &str) -> Self {
-        match self {
-            Self::Unwritable { key, reason } => Self::Unwritable {
-                key: format!("{prefix}.{key}"),
-                reason,
-            },
-            Self::Quantize { source, .. } => Self::Quantize {
-                key: prefix.to_owned(),
-                source,
-            },
-            other => other,
-        }
-    }
 }

@@ -6,8 +6,8 @@
 //! | bitsandbytes NF4 and FP4, plain and nested | [`bnb::read4`] | [`bnb::tensors4`] |
 //! | bitsandbytes LLM.int8 | [`bnb::read8`] | [`bnb::tensors8`] |
 //! | compressed-tensors `pack-quantized` | [`compressed::read`] | [`compressed::PackQuantized::tensors`] |
-//! | GPTQ of 4 bits | [`gptq::read`] | [`gptq::GptqParts::tensors`] |
-//! | AWQ of 4 bits | [`awq::read`] | [`awq::AwqParts::tensors`] |
+//! | GPTQ of 4 bits | [`gptq::read`] | [`gptq::tensors`] |
+//! | AWQ of 4 bits | [`awq::read`] | [`awq::tensors`] |
 //! | NVFP4 of compressed-tensors and ModelOpt | [`nvfp4::read`] | [`nvfp4::tensors`] |
 //! | MXFP4 of gpt-oss | [`mxfp4::read`] | [`mxfp4::tensors`] |
 //! | matrices packed for this crate's products | [`packed::read`] | [`packed::tensors`] |
@@ -22,10 +22,10 @@
 pub mod awq;
 pub mod bnb;
 pub mod compressed;
+mod convert;
 mod error;
 pub mod gguf;
 pub mod gptq;
-mod int4;
 mod mapped;
 pub mod mxfp4;
 pub mod nvfp4;
@@ -37,6 +37,7 @@ mod words;
 mod writer;
 
 pub use bnb::{NestedAbsmax, TorchDtype};
+pub use convert::{Converted, Outcome, convert};
 pub use error::{Error, Result};
 pub use mapped::Mapped;
 pub use scheme::Scheme;

@@ -6,7 +6,10 @@ use super::nvfp4::{self, NvFp4Keys, NvFp4Layer};
 use super::tensors::Safetensors;
 use super::writer::NewTensor;
 use super::{NestedAbsmax, TorchDtype, awq, bnb, compressed, gptq};
-use crate::{Cpu, Element, Fp4, LlmInt8, Matrix, MxFp4, Nf4, NvFp4, Quantized, View};
+use crate::{
+    Awq, Cpu, Element, Fp4, Gptq, Int4, LlmInt8, Matrix, MxFp4, Nf4, NvFp4, Quantized, View,
+    ZeroConvention,
+};
 use std::fmt;
 use std::str::FromStr;
 
@@ -32,12 +35,12 @@ pub enum Scheme {
     NvFp4,
     /// ModelOpt NVFP4.
     NvFp4ModelOpt,
-    /// GPTQ's packing of 4 bits, zero points less one: rounded to nearest, in groups of 128. Calibrated
-    /// codes go through [`gptq::GptqParts::pack`]. Files of `gptq_v2` look the same, see
-    /// [`gptq::ZeroPoints`].
+    /// GPTQ's packing of 4 bits, [`ZeroConvention::MinusOne`]: rounded to nearest, symmetric, in groups
+    /// of 128. Calibrated codes go through [`gptq::tensors`]; files of `gptq_v2`, which look the same,
+    /// through [`gptq::read`].
     Gptq,
-    /// AWQ's packing of 4 bits: rounded to nearest, in groups of 128. Calibrated codes go through
-    /// [`awq::AwqParts::pack`].
+    /// AWQ's packing of 4 bits: rounded to nearest, asymmetric, in groups of 128. Calibrated codes go
+    /// through [`awq::tensors`].
     Awq,
 }
 
@@ -123,13 +126,14 @@ impl Scheme {
                 owned(nvfp4::tensors(prefix, &layer, keys)?)
             }
             Self::Gptq => {
-                let zeros = gptq::ZeroPoints::LessOne;
-                let parts = gptq::GptqParts::quantize(weight, group(weight.cols()), zeros);
-                owned(parts.map_err(|error| error.under(prefix))?.tensors(prefix))
+                let matrix = int4(weight, true, cpu).map_err(wrap)?;
+                let matrix = Gptq::from_quantized(&matrix, ZeroConvention::MinusOne);
+                owned(gptq::tensors(prefix, &matrix.map_err(wrap)?))
             }
             Self::Awq => {
-                let parts = awq::AwqParts::quantize(weight, group(weight.cols()));
-                owned(parts.map_err(|error| error.under(prefix))?.tensors(prefix))
+                let matrix = int4(weight, false, cpu).map_err(wrap)?;
+                let matrix = Awq::from_quantized(&matrix);
+                owned(awq::tensors(prefix, &matrix.map_err(wrap)?))
             }
         };
         Ok(tensors)
@@ -228,10 +232,34 @@ impl Scheme {
                 let layer = nvfp4::read(file, prefix, NvFp4Keys::ModelOpt)?;
                 Box::new(layer.matrix)
             }
-            Self::Gptq => Box::new(gptq::read(file, prefix, gptq::ZeroPoints::LessOne)?),
-            Self::Awq => Box::new(awq::read(file, prefix)?),
+            Self::Gptq => {
+                let matrix = gptq::read(file, prefix, ZeroConvention::MinusOne)?;
+                let wrap = |error| Error::matrix(file.path(), prefix, error);
+                match matrix.to_quantized().map_err(wrap)? {
+                    (matrix, None) => Box::new(matrix),
+                    (_, Some(_)) => {
+                        let key = format!("{prefix}.g_idx");
+                        let reason = "input features out of order, which gptq::read reads";
+                        return Err(Error::content(file.path(), &key, reason));
+                    }
+                }
+            }
+            Self::Awq => {
+                let matrix = awq::read(file, prefix)?.to_quantized();
+                Box::new(matrix.map_err(|error| Error::matrix(file.path(), prefix, error))?)
+            }
         })
     }
+}
+
+/// Rounded to nearest in groups.
+fn int4<T: Element>(
+    weight: View<T>,
+    symmetric: bool,
+    cpu: &Cpu,
+) -> crate::Result<Quantized<'static, Int4>> {
+    let size = Some(group(weight.cols())).filter(|size| *size < weight.cols());
+    Quantized::new(Int4::new(size, symmetric)?, weight, cpu)
 }
 
 /// Columns of a group: the usual, or what there is.

@@ -65,6 +65,14 @@ pub(crate) fn bytes<T: Word>(numbers: &[T]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
+/// [`bytes`] of numbers that may be owned.
+pub(crate) fn cow_bytes<T: Word>(numbers: Cow<'_, [T]>) -> Cow<'_, [u8]> {
+    match numbers {
+        Cow::Borrowed(numbers) => bytes(numbers),
+        Cow::Owned(numbers) => Cow::Owned(bytes(&numbers).into_owned()),
+    }
+}
+
 /// The bytes of floats as F16 or BF16, rounded, or as F32 where `dtype` is anything else.
 pub(crate) fn floats(values: &[f32], dtype: Dtype) -> Cow<'_, [u8]> {
     let halves = |half: fn(f32) -> [u8; 2]| values.iter().flat_map(|x| half(*x)).collect();

@@ -1,16 +1,15 @@
 //! GPTQ and AWQ.
 
 use crate::{bytes_of, common, copied, open};
-use ferrotune_quant::files::awq::{self, AwqParts};
-use ferrotune_quant::files::gptq::{self, GptqParts, ZeroPoints};
-use ferrotune_quant::files::{NewTensor, Safetensors};
+use ferrotune_quant::files::{NewTensor, Safetensors, Scheme, awq, gptq};
+use ferrotune_quant::{Awq, Gptq, ZeroConvention};
 use safetensors::Dtype;
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 const K: &str = "model.layers.0.self_attn.k_proj";
-const GPTQ: [(&str, ZeroPoints); 2] = [
-    ("gptq", ZeroPoints::LessOne),
-    ("gptq_v2", ZeroPoints::Exact),
+const GPTQ: [(&str, ZeroConvention); 2] = [
+    ("gptq", ZeroConvention::MinusOne),
+    ("gptq_v2", ZeroConvention::Exact),
 ];
 
 #[test]
@@ -23,8 +22,9 @@ fn gptq_values_are_the_peers() {
             let weight = format!("{prefix}.weight");
             assert_eq!(parts.shape(), *expected.shape(&weight));
             assert_eq!(parts.dequantize(), expected.floats(&weight), "{name}");
-            assert_eq!((parts.is_in_order(), parts.group()), (in_order, 32));
-            for tensor in parts.tensors(prefix) {
+            let (matrix, order) = parts.to_quantized().unwrap();
+            assert_eq!((order.is_none(), matrix.shape()), (in_order, parts.shape()));
+            for tensor in gptq::tensors(prefix, &parts) {
                 assert_eq!(tensor, file.tensors().tensor(&tensor.name).unwrap().into());
             }
         }
@@ -35,13 +35,13 @@ fn gptq_values_are_the_peers() {
 fn awq_values_are_the_peers() {
     let file = open("awq");
     let expected = common::Recorded::open("files/awq.expected.safetensors");
-    for (prefix, group) in [(Q, 32), (K, 64)] {
+    for (prefix, groups) in [(Q, 4), (K, 1)] {
         let parts = awq::read(&file.tensors(), prefix).unwrap();
         let weight = format!("{prefix}.weight");
         assert_eq!(parts.shape(), *expected.shape(&weight));
-        assert_eq!(parts.dequantize(), expected.floats(&weight));
-        assert_eq!(parts.group(), group);
-        for tensor in parts.tensors(prefix) {
+        assert_eq!(parts.dequantize().unwrap(), expected.floats(&weight));
+        assert_eq!(parts.groups(), groups);
+        for tensor in awq::tensors(prefix, &parts) {
             assert_eq!(tensor, file.tensors().tensor(&tensor.name).unwrap().into());
         }
     }
@@ -52,39 +52,40 @@ fn awq_values_are_the_peers() {
 fn what_is_packed_is_the_peers() {
     for (name, zeros) in GPTQ {
         let file = open(name);
-        for prefix in [Q, K] {
-            let parts = gptq::read(&file.tensors(), prefix, zeros).unwrap();
-            let [out, inputs] = parts.shape();
-            let groups = inputs / parts.group();
-            let each = |side: usize| (0..out).flat_map(move |i| (0..side).map(move |j| (i, j)));
-            let codes: Vec<u8> = each(inputs).map(|(i, j)| parts.code(i, j)).collect();
-            let points: Vec<u8> = each(groups).map(|(i, g)| parts.zero(i, g)).collect();
-            let scales: Vec<f32> = each(groups).map(|(i, g)| parts.scale(i, g)).collect();
-            let order: Vec<usize> = (0..inputs).map(|j| parts.group_of(j)).collect();
-            let pack = |points: &[u8]| {
-                GptqParts::pack([out, inputs], &codes, points, &scales, &order, zeros)
-            };
-            assert_eq!(pack(&points).unwrap(), parts);
-            let mut bad = points.clone();
-            bad[3] = if zeros == ZeroPoints::LessOne { 0 } else { 16 };
-            let error = pack(&bad).unwrap_err().to_string();
-            assert!(error.contains("out of its range"), "{error}");
-            assert!(pack(&points[1..]).is_err());
-        }
+        let parts = gptq::read(&file.tensors(), Q, zeros).unwrap();
+        let (matrix, _) = parts.to_quantized().unwrap();
+        assert_eq!(Gptq::from_quantized(&matrix, zeros).unwrap(), parts);
     }
     let file = open("awq");
     for prefix in [Q, K] {
         let parts = awq::read(&file.tensors(), prefix).unwrap();
-        let [out, inputs] = parts.shape();
-        let groups = inputs / parts.group();
-        let each = |side: usize| (0..out).flat_map(move |i| (0..side).map(move |j| (i, j)));
-        let codes: Vec<u8> = each(inputs).map(|(i, j)| parts.code(i, j)).collect();
-        let points: Vec<u8> = each(groups).map(|(i, g)| parts.zero(i, g)).collect();
-        let scales: Vec<f32> = each(groups).map(|(i, g)| parts.scale(i, g)).collect();
-        let packed = AwqParts::pack([out, inputs], &codes, &points, &scales).unwrap();
-        assert_eq!(packed, parts);
-        assert!(AwqParts::pack([out, inputs], &codes[1..], &points, &scales).is_err());
+        let matrix = parts.to_quantized().unwrap();
+        assert_eq!(Awq::from_quantized(&matrix).unwrap(), parts);
     }
+}
+
+/// A matrix has its columns in order, so a layer that has not is not taken for one.
+#[test]
+fn layers_are_found_by_their_keys() {
+    let file = open("gptq");
+    let file = file.tensors();
+    let found = [(K.to_owned(), Scheme::Gptq), (Q.to_owned(), Scheme::Gptq)];
+    assert_eq!(Scheme::layers(&file), found);
+    let expected = common::Recorded::open("files/gptq.expected.safetensors");
+    let matrix = Scheme::Gptq.read(&file, Q).unwrap();
+    let expected = expected.floats(&format!("{Q}.weight"));
+    assert_eq!(crate::dequantize(&*matrix), expected);
+    let Err(error) = Scheme::Gptq.read(&file, K) else {
+        panic!("read out of order");
+    };
+    assert!(
+        error
+            .to_string()
+            .contains("k_proj.g_idx: input features out of order")
+    );
+    let file = open("awq");
+    let found = [(K.to_owned(), Scheme::Awq), (Q.to_owned(), Scheme::Awq)];
+    assert_eq!(Scheme::layers(&file.tensors()), found);
 }
 
 fn says(name: &str, key: &str, edit: impl FnOnce(&mut NewTensor), words: &[&str]) {
@@ -101,7 +102,7 @@ fn says(name: &str, key: &str, edit: impl FnOnce(&mut NewTensor), words: &[&str]
     let file = Safetensors::new("lies.safetensors", &bytes).unwrap();
     let error = match name {
         "awq" => awq::read(&file, Q).map(drop),
-        _ => gptq::read(&file, Q, ZeroPoints::LessOne).map(drop),
+        _ => gptq::read(&file, Q, ZeroConvention::MinusOne).map(drop),
     };
     let error = error.expect_err(&format!("{words:?}")).to_string();
     for word in words.iter().chain(&["lies.safetensors"]) {
@@ -158,14 +159,9 @@ fn files_that_lie_are_refused() {
         "gptq",
         "g_idx",
         group(4),
-        &["g_idx: channel 0 is in group 4, there are 4"],
+        &["g_idx: g_idx 0 is 4", "no such group"],
     );
-    says(
-        "gptq",
-        "g_idx",
-        group(-1),
-        &["g_idx: channel 0 is in group -1"],
-    );
+    says("gptq", "g_idx", group(-1), &["g_idx: g_idx 0 is -1"]);
     says(
         "gptq",
         "g_idx",
@@ -185,7 +181,7 @@ fn channels_without_an_order_are_in_order() {
     let bytes = bytes_of(rest);
     let without = Safetensors::new("without", &bytes).unwrap();
     let read = |file: &Safetensors| {
-        let parts = gptq::read(file, Q, ZeroPoints::LessOne).unwrap();
+        let parts = gptq::read(file, Q, ZeroConvention::MinusOne).unwrap();
         parts.dequantize()
     };
     assert_eq!(read(&without), read(&file.tensors()));

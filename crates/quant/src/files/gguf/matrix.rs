@@ -2,9 +2,9 @@
 
 use super::{GgmlType, Gguf, GgufWriter};
 use crate::files::error::{Error, Result};
-use crate::formats::gguf::{GgufFormat, Q4_0, Q8_0, from_blocks, to_blocks};
-use crate::formats::k_quants::{KFormat, KQuant, Q4K, Q6K};
-use crate::{Matrix, Quantized};
+use crate::{
+    GgufFormat, KFormat, KQuant, Matrix, Q4_0, Q4K, Q6K, Q8_0, Quantized, from_blocks, to_blocks,
+};
 
 impl<'a> Gguf<'a> {
     /// A tensor of Q8_0, Q4_0, Q4_K or Q6_K as a matrix: the last two are borrowed, the others are taken

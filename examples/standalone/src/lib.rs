@@ -1,0 +1,1 @@
+//! Nothing: the programs stand in the folder above, and what they do is in the crates.
