@@ -1,28 +1,17 @@
 //! Calibrated quantization against slow and plain versions of itself, and against rounding.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod common;
+
+use common::random;
 use ferrotune_quant::calibrate::{
     self, AwqOptions, Gptq, GptqOptions, Gram, awq, gptq, output_error, round_to_nearest,
 };
 use ferrotune_quant::{
-    Cpu, Error, Extent, Format, Fp4, Grouping, Int8, Int8Asymmetric, Isa, MxFp4, Nf4, NvFp4,
-    Parallel, Quantized, ScaleRounding, View, With, bf16,
+    Cpu, Error, Extent, Format, Fp4, Grouping, Int4, Int8, Int8Asymmetric, Isa, MxFp4, Nf4, NvFp4,
+    Parallel, Q4_0, Quantized, ScaleRounding, View, With, bf16,
 };
 use proptest::prelude::*;
-
-/// Numbers that repeat, about normal: the sum of some uniform ones.
-fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut uniform = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / 16_777_216.0 - 0.5
-    };
-    (0..n)
-        .map(|_| (0..6).map(|_| uniform()).sum::<f32>())
-        .collect()
-}
 
 /// Activations `Z · A`: each channel mixes a third as many hidden ones and some noise of its own, and
 /// every 29th is 20 times as large.
@@ -141,6 +130,9 @@ fn calibration_beats_rounding_on_correlated_activations() {
     better("int8 block 32", Int8(Grouping::Block(32)), true);
     better("int8 row", Int8(Grouping::Row), true);
     better("int8 tensor", Int8(Grouping::Tensor), true);
+    better("int4", Int4::new(Some(64), true).unwrap(), true);
+    better("int4 with zeros", Int4::new(Some(64), false).unwrap(), true);
+    better("q4_0", Q4_0, true);
     better("int8-asym 24", Int8Asymmetric(Grouping::Block(24)), true);
 }
 
@@ -290,6 +282,8 @@ fn gptq_is_the_papers_column_loop() {
     as_the_paper(Int8(Grouping::Row), [2, 141], &[]);
     as_the_paper(Int8(Grouping::Tensor), [3, 150], &[3]);
     // Groups that no block of 128 holds a whole number of, longer than one, and cut short.
+    as_the_paper(Int4::new(Some(32), false).unwrap(), [3, 160], &[7]);
+    as_the_paper(Q4_0, [3, 96], &[]);
     as_the_paper(Int8(Grouping::Block(24)), [3, 170], &[]);
     as_the_paper(Int8(Grouping::Block(150)), [2, 310], &[]);
     as_the_paper(Int8Asymmetric(Grouping::Block(40)), [3, 150], &[]);
@@ -701,67 +695,4 @@ proptest! {
         }
         let _ = awq(Int8(Grouping::Row), view, &gram, AwqOptions { steps: 2, clip: true }, &Cpu::detect());
     }
-}
-
-/// `cargo test --release --features rayon -- --ignored --nocapture layer_of_4096`
-#[cfg(feature = "rayon")]
-#[test]
-#[ignore = "a measurement"]
-fn layer_of_4096() {
-    use std::time::Instant;
-    let n = 4096;
-    let threads = ferrotune_quant::Rayon;
-    let cpu = Cpu::detect().with_threads(&threads);
-    let (x, w) = (random(2 * n * n, 1), random(n * n, 2));
-    let view = View::new(&w, n, n).unwrap();
-    let mut gram = Gram::new(n).unwrap();
-    let start = Instant::now();
-    gram.add(View::new(&x, 2 * n, n).unwrap(), &cpu).unwrap();
-    println!(
-        "{cpu:?}: gram of {} activations {:?}",
-        2 * n,
-        start.elapsed()
-    );
-    let start = Instant::now();
-    let found = gptq(
-        Int8(Grouping::Block(128)),
-        view,
-        &gram,
-        GptqOptions::default(),
-        &cpu,
-    )
-    .unwrap();
-    println!("gptq int8 {:?} {:?}", start.elapsed(), found.report);
-    let start = Instant::now();
-    let found = gptq(nf4(), view, &gram, GptqOptions::default(), &cpu).unwrap();
-    println!("gptq nf4 {:?} {:?}", start.elapsed(), found.report);
-    let start = Instant::now();
-    output_error(view, view, &gram, &cpu).unwrap();
-    println!("output error (two sums) {:?}", start.elapsed());
-    let start = Instant::now();
-    let found = awq(
-        nf4(),
-        view,
-        &gram,
-        AwqOptions {
-            steps: 2,
-            clip: false,
-        },
-        &cpu,
-    )
-    .unwrap();
-    println!("awq nf4, 2 steps {:?} {:?}", start.elapsed(), found.report);
-    let start = Instant::now();
-    awq(
-        nf4(),
-        view,
-        &gram,
-        AwqOptions {
-            steps: 0,
-            clip: true,
-        },
-        &cpu,
-    )
-    .unwrap();
-    println!("awq nf4, clip alone {:?}", start.elapsed());
 }

@@ -1,24 +1,13 @@
 //! Every instruction set that this machine has, against the scalar specification and against f64.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::random;
 use ferrotune_quant::{
     Activations, Cpu, Format, Fp4, Grouping, Int8, Int8Asymmetric, Isa, Matrix, Mode, MxFp4,
     MxFp8E4m3, MxFp8E5m2, Nf4, NvFp4, Packed, Quantized, ScaleRounding, Scratch, View,
 };
-
-/// Numbers that repeat, about normal: the sum of some uniform ones.
-fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut uniform = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / 16_777_216.0 - 0.5
-    };
-    (0..n)
-        .map(|_| (0..6).map(|_| uniform()).sum::<f32>())
-        .collect()
-}
 
 fn packed<F: Format>(format: F, rows: usize, cols: usize) -> (Vec<f32>, Packed<'static>) {
     let weights = random(rows * cols, (rows * cols) as u64);

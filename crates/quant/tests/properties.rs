@@ -243,11 +243,7 @@ fn replaces<F: Format>(format: F) {
     let largest = bad.iter().enumerate().filter(|(i, _)| ![3, 40].contains(i));
     let largest = largest.fold(0.0_f32, |a, (_, b)| a.max(b.abs()));
     // One row of 64 in one group, or in groups in which the largest value is the same.
-    for start in (0..64).step_by(if let Some(size) = format.grouping().size() {
-        size
-    } else {
-        64
-    }) {
+    for start in (0..64).step_by(format.grouping().size().unwrap_or(64)) {
         (bad[start], good[start]) = (largest, largest);
         if start + 1 < 64 {
             (bad[start + 1], good[start + 1]) = (-largest, -largest);

@@ -21,7 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-    let written = GgufWriter::from(&file).to_vec().expect("writable");
+    let Ok(writer) = GgufWriter::try_from(&file) else {
+        return;
+    };
+    let written = writer.to_vec().expect("writable");
     let again = Gguf::new("again", &written).expect("readable");
     assert!(again.tensors().eq(file.tensors()));
     // Not compared as values: NaN is not itself.

@@ -10,8 +10,9 @@ use half::f16;
 /// How zero points are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum ZeroConvention {
-    /// As they are less one in each nibble of a word, the whole word being subtracted from: `gptq`, the
-    /// format of AutoGPTQ.
+    /// Each less one: `gptq`, the format of AutoGPTQ. Eight zero points are subtracted from as one word,
+    /// as AutoGPTQ and GPTQModel do, so that a zero point of 0 borrows from the next: readers that undo it
+    /// nibble by nibble get the neighbour wrong. [`ZeroConvention::Exact`] has no such case.
     #[default]
     MinusOne,
     /// As they are: `gptq_v2`.

@@ -11,7 +11,7 @@ use half::f16;
 pub struct Int4Scale {
     /// What a step is worth.
     pub scale: f16,
-    /// The code that stands for 0, from 0 to 16.
+    /// The code that stands for 0: 0 to 15, or 16 in files whose stored zero points are one less.
     pub zero: u8,
 }
 
@@ -20,9 +20,9 @@ pub struct Int4Scale {
 /// Symmetric: the zero point is 8, the scale 2/15 of amax. Asymmetric: the range from the smallest to
 /// the largest value, 0 included, in 15 steps. Codes are the nearest for the scale in f16.
 ///
-/// Worst error, over amax: symmetric 1/15 (half a step, and as much at the upper end, which 7 steps do
-/// not reach); asymmetric 2/15, since the rounding of the zero point may cut half a step off; and the
-/// scale's rounding, 2⁻¹⁰. Scales below 2⁻²⁴ or above 65504 are those.
+/// Worst error, over amax: 1/15, half a step (symmetric ranges end half a step short of amax, zero
+/// points cut off no more), and 2⁻¹⁰ for the scale's rounding. Scales below 2⁻²⁴ or above 65504 are
+/// those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Int4 {
     group: Option<usize>,
@@ -126,7 +126,6 @@ impl Format for Int4 {
     }
 
     fn worst_error(&self) -> f32 {
-        let steps = if self.symmetric { 1.0 } else { 2.0 };
-        steps / 15.0 + 1.0 / 1024.0
+        1.0 / 15.0 + 1.0 / 1024.0
     }
 }

@@ -87,8 +87,8 @@ pub struct ScaleZero {
 /// Asymmetric INT8: `value = (code − zero) · scale`, codes from −128 to 127, the range from the
 /// smallest to the largest value, 0 included.
 ///
-/// Worst error: half a step, (max − min) ÷ 510, at most 1/255 of amax; and as much again where the
-/// rounding of the zero point cuts the range at one end.
+/// Worst error: half a step, (max − min) ÷ 510, at most 1/255 of amax. The zero point's rounding cuts
+/// off no more than that at either end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Int8Asymmetric(pub Grouping);
 
@@ -157,6 +157,6 @@ impl Format for Int8Asymmetric {
     }
 
     fn worst_error(&self) -> f32 {
-        2.0 / 255.0
+        1.0 / 255.0
     }
 }

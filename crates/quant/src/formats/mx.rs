@@ -108,10 +108,9 @@ macro_rules! format {
 format!(
     /// MXFP4: E2M1 elements, the even element of a pair in the low nibble.
     ///
-    /// Worst error, over amax: with [`ScaleRounding::Floor`] 1/4 (a value just below 8 scales becomes
-    /// 6); with [`ScaleRounding::Rceil`] 1/3 (amax just above 3 scales, a value of 5 scales is not
-    /// there, a value between 2 and 3 is off by a half: 0.5 ÷ 3 = 1/6; between 4 and 6 by 1 of more than
-    /// 3: 1/3 at most where amax is 3 scales, which then has no such values; 1 ÷ 5 is reached).
+    /// Worst error, over amax: with [`ScaleRounding::Floor`] 1/4, of a value just below 8 scales, which
+    /// becomes 6; with [`ScaleRounding::Rceil`] 1/5, of a value of 5 scales that is the largest, half way
+    /// between 4 and 6.
     MxFp4, "mxfp4", LowNibbleFirst, 6.0, 2, f32_to_e2m1, |code| E2M1[usize::from(code & 15)],
     e2m1_levels(),
     |rounding| match rounding {

@@ -39,8 +39,8 @@ const SMALLEST_SCALE: f32 = 0.015_625;
 
 /// NVFP4: `value = E2M1[code] · scale · global`, the even element of a pair in the low nibble.
 ///
-/// Worst error, over a block's amax: 1/6 where the scale is exact, and the rounding of the scale, 1/16
-/// at most: 1/6 · 17/16 + 1/17. A block whose amax is below 2⁻⁶/448 of the tensor's has the smallest
+/// Worst error, over a block's amax: half the widest gap, one scale, which rounding makes at most
+/// 17/16 · 1/6 of amax: 17/96. A block whose amax is below 2⁻⁶/448 of the tensor's has the smallest
 /// scale, and may lose all of its values. Codes and scales are those of torchao, but for tensors of
 /// zeros: they have the scale 1 here, and NaN there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,6 +95,6 @@ impl Format for NvFp4 {
     }
 
     fn worst_error(&self) -> f32 {
-        17.0 / 96.0 + 1.0 / 17.0
+        17.0 / 96.0
     }
 }

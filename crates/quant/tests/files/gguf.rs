@@ -85,7 +85,7 @@ fn a_file_is_written_as_the_peer_wrote_it() {
     let file = Gguf::new("sample.gguf", &bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("again.gguf");
-    let writer = GgufWriter::from(&file);
+    let writer = GgufWriter::try_from(&file).unwrap();
     writer.write(&path).unwrap();
     let written = std::fs::read(&path).unwrap();
     assert_eq!(written, writer.to_vec().unwrap());
@@ -132,7 +132,7 @@ fn values_of_every_type_are_read_back() {
     );
     assert_eq!(file.tensor("b").unwrap().data, [2; 10]);
     assert_eq!(bytes.len() % 64, 0);
-    let again = GgufWriter::from(&file).to_vec().unwrap();
+    let again = GgufWriter::try_from(&file).unwrap().to_vec().unwrap();
     assert_eq!(again, bytes);
 }
 
@@ -254,4 +254,6 @@ fn files_that_lie_are_refused() {
         "{error}"
     );
     assert_eq!((file.names().count(), file.tensors().count()), (1, 0));
+    let error = GgufWriter::try_from(&file).unwrap_err().to_string();
+    assert!(error.contains("w: type number 77"), "not left out: {error}");
 }

@@ -8,6 +8,8 @@ mod common;
 
 mod gguf;
 mod int4;
+mod lies;
+mod lies_bnb;
 mod live;
 mod peers;
 mod refused;

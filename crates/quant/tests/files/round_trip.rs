@@ -188,7 +188,7 @@ fn pack_quantized_of_8_bits() {
         shape: shape.to_vec(),
         data: data.into(),
     };
-    let mut codes = vec![128; 24];
+    let mut codes = [128; 24];
     (codes[0], codes[3], codes[9], codes[13]) = (0, 255, 130, 126);
     let sides = [2_i64, 10].iter().flat_map(|n| n.to_le_bytes()).collect();
     let scales = [0.5_f32, 2.0]

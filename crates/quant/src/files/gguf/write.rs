@@ -25,17 +25,23 @@ struct NewTensor<'a> {
     data: Cow<'a, [u8]>,
 }
 
-impl<'a> From<&Gguf<'a>> for GgufWriter<'a> {
+impl<'a> TryFrom<&Gguf<'a>> for GgufWriter<'a> {
+    type Error = Error;
+
     /// All of a file that was read, for a file with some more or some replaced.
-    fn from(file: &Gguf<'a>) -> Self {
+    ///
+    /// # Errors
+    /// A tensor of a type that is not known: it could not be copied.
+    fn try_from(file: &Gguf<'a>) -> Result<Self> {
         let mut writer = Self::new();
         for (key, value) in file.metadata() {
             writer.metadata(key, value.clone());
         }
-        for tensor in file.tensors() {
+        for name in file.names() {
+            let tensor = file.tensor(name)?;
             writer.tensor(tensor.name, tensor.kind, &tensor.shape, tensor.data);
         }
-        writer
+        Ok(writer)
     }
 }
 
