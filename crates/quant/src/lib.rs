@@ -102,6 +102,7 @@ pub use formats::{
     k_quants::{KFormat, KQuant, Q4K, Q6K, SUPER_BLOCK},
     llm_int8::LlmInt8,
     mx::{MX_BLOCK, MxFp4, MxFp8E4m3, MxFp8E5m2, ScaleRounding},
+    nested::NestedAbsmax,
     nvfp4::{GlobalScale, NvFp4},
 };
 pub use half::{bf16, f16};

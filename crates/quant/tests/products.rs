@@ -273,3 +273,60 @@ fn odd_groups() -> Quantized<'static, Int8> {
     let view = View::new(&weights, 16, 60).unwrap();
     Quantized::new(Int8(Grouping::Block(20)), view, &Cpu::detect()).unwrap()
 }
+
+#[test]
+fn activations_for_one_instruction_set_are_multiplied_by_another() {
+    // AMX lays activations out in its own way; whoever multiplies them gets the same integers.
+    let packed = packed(Nf4::new(64).unwrap(), 40, 256);
+    let x = random(19 * 256, 4);
+    let expected = product(
+        &packed,
+        &x,
+        Mode::Int8PerGroup,
+        &Cpu::with_isa(Isa::Scalar).unwrap(),
+    );
+    for set in Isa::available() {
+        let mut activations = Activations::new(&packed, Mode::Int8PerGroup).unwrap();
+        let view = View::new(&x, 19, 256).unwrap();
+        activations.set(view, &Cpu::with_isa(set).unwrap()).unwrap();
+        for multiply in Isa::available() {
+            let mut y = vec![0.0; 19 * 40];
+            let cpu = Cpu::with_isa(multiply).unwrap();
+            packed
+                .gemm(&activations, &mut y, &mut Scratch::new(), &cpu)
+                .unwrap();
+            assert_eq!(y, expected, "set for {set}, multiplied by {multiply}");
+        }
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn arrays_are_viewed_where_they_lie() {
+    use ndarray::{Array2, s};
+    let all = Array2::from_shape_fn((6, 200), |(i, j)| ((i * 200 + j) as f32 * 0.1).sin());
+    let cpu = Cpu::detect();
+    // Some columns of some rows: rows lie apart.
+    let part = all.slice(s![1..;2, 8..136]);
+    let view = View::try_from(part).unwrap();
+    assert_eq!((view.rows(), view.cols()), part.dim());
+    let format = Int8(Grouping::Block(32));
+    let found = Quantized::new(format, view, &cpu).unwrap();
+    let copy = part.as_standard_layout();
+    let copy = View::new(copy.as_slice().unwrap(), 3, 128).unwrap();
+    assert_eq!(found, Quantized::new(format, copy, &cpu).unwrap());
+    // A column, one row, nothing; and what cannot be viewed says so.
+    assert_eq!(
+        View::try_from(all.slice(s![2..3, ..])).unwrap().row(0)[7],
+        all[[2, 7]]
+    );
+    assert_eq!(
+        View::try_from(all.slice(s![.., 3..4])).unwrap().row(5)[0],
+        all[[5, 3]]
+    );
+    assert_eq!(View::try_from(all.slice(s![0..0, ..])).unwrap().rows(), 0);
+    for odd in [all.t(), all.slice(s![..;-1, ..]), all.slice(s![.., ..;2])] {
+        let error = View::try_from(odd).unwrap_err();
+        assert!(error.to_string().contains("strides"), "{error}");
+    }
+}

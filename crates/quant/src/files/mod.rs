@@ -36,7 +36,7 @@ mod tensors;
 mod words;
 mod writer;
 
-pub use bnb::{NestedAbsmax, TorchDtype};
+pub use bnb::TorchDtype;
 pub use convert::{Converted, Outcome, convert};
 pub use error::{Error, Result};
 pub use mapped::Mapped;

@@ -5,10 +5,10 @@ use super::mxfp4;
 use super::nvfp4::{self, NvFp4Keys, NvFp4Layer};
 use super::tensors::Safetensors;
 use super::writer::NewTensor;
-use super::{NestedAbsmax, TorchDtype, awq, bnb, compressed, gptq};
+use super::{TorchDtype, awq, bnb, compressed, gptq};
 use crate::{
-    Awq, Cpu, Element, Fp4, Gptq, Int4, LlmInt8, Matrix, MxFp4, Nf4, NvFp4, Quantized, View,
-    ZeroConvention,
+    Awq, Cpu, Element, Fp4, Gptq, Int4, LlmInt8, Matrix, MxFp4, NestedAbsmax, Nf4, NvFp4,
+    Quantized, View, ZeroConvention,
 };
 use std::fmt;
 use std::str::FromStr;

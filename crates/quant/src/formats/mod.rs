@@ -10,4 +10,5 @@ pub mod int8;
 pub mod k_quants;
 pub mod llm_int8;
 pub mod mx;
+pub mod nested;
 pub mod nvfp4;

@@ -3,10 +3,8 @@
 use crate::{RECORDED, bytes_of, common, copied, dequantize, open, recorded};
 use ferrotune_quant::files::bnb::{self, Bnb4Matrix};
 use ferrotune_quant::files::nvfp4::{self, NvFp4Keys};
-use ferrotune_quant::files::{
-    Mapped, NestedAbsmax, NewTensor, Safetensors, Scheme, compressed, mxfp4,
-};
-use ferrotune_quant::{Cpu, Quantized};
+use ferrotune_quant::files::{Mapped, NewTensor, Safetensors, Scheme, compressed, mxfp4};
+use ferrotune_quant::{Cpu, NestedAbsmax, Quantized};
 use safetensors::Dtype;
 
 #[test]

@@ -1,11 +1,10 @@
 //! NF4 and FP4 layers.
 
 use super::TorchDtype;
-use super::nested::NestedAbsmax;
 use crate::files::error::{Error, Result};
 use crate::files::tensors::{Safetensors, Tensor};
 use crate::files::writer::NewTensor;
-use crate::{FP4, Format, Fp4, Matrix, NF4, Nf4, Quantized};
+use crate::{FP4, Format, Fp4, Matrix, NF4, NestedAbsmax, Nf4, Quantized};
 use safetensors::Dtype;
 use serde::Deserialize;
 use std::borrow::Cow;

@@ -20,11 +20,9 @@
 
 mod eight;
 mod four;
-mod nested;
 
 pub use eight::{read8, tensors8};
 pub use four::{Bnb4, Bnb4Format, Bnb4Matrix, has4, read4, tensors4};
-pub use nested::NestedAbsmax;
 
 use serde::{Deserialize, Serialize};
 

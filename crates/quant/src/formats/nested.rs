@@ -1,8 +1,12 @@
 //! Double quantization: absmax of bitsandbytes' 4-bit blocks in 8 bits (Dettmers et al. 2023, QLoRA,
 //! section 3).
 
-use crate::{Cpu, Dynamic8, DynamicMap, Error, Quantized, Result, View};
-use std::borrow::Cow;
+use crate::cpu::Cpu;
+use crate::error::Result;
+use crate::format::Quantized;
+use crate::formats::dynamic8::{Dynamic8, DynamicMap};
+use crate::view::View;
+use alloc::{borrow::Cow, vec::Vec};
 
 /// Blocks of absmax that share a scale in bitsandbytes.
 const BLOCK: usize = 256;
@@ -59,7 +63,8 @@ impl NestedAbsmax<'_> {
         self.offset
     }
 
-    /// Refuses numbers that make absmax infinite or NaN.
+    /// Refuses numbers that make absmax infinite or NaN, as a file may have.
+    #[cfg(feature = "files")]
     pub(crate) fn check(&self) -> Result<()> {
         let parts = [
             ("nested absmax", &*self.absmax),
@@ -68,7 +73,7 @@ impl NestedAbsmax<'_> {
         ];
         for (what, values) in parts {
             if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-                return Err(Error::Stored {
+                return Err(crate::Error::Stored {
                     what,
                     index,
                     value: f64::from(values[index]),
