@@ -95,7 +95,7 @@ pub use formats::{
     awq::{AWQ_ORDER, Awq},
     bnb4::{FP4, Fp4, NF4, Nf4},
     dynamic8::{Dynamic8, DynamicMap, SIGNED_MAP, UNSIGNED_MAP},
-    gguf::{GGUF_BLOCK, GgufFormat, Q4_0, Q8_0, from_blocks, to_blocks},
+    gguf::{GGUF_BLOCK, GgufFormat, Q4_0, Q8_0, from_blocks, to_blocks, to_blocks_into},
     gptq::{Gptq, GptqTensors, ZeroConvention},
     int4::{Int4, Int4Scale},
     int8::{Int8, Int8Asymmetric, ScaleZero},

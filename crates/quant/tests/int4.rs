@@ -5,7 +5,8 @@ mod common;
 
 use common::{Recorded, random};
 use ferrotune_quant::{
-    Awq, Cpu, Gptq, GptqTensors, Int4, Int4Scale, Packed, Quantized, View, ZeroConvention, f16,
+    Awq, Cpu, Format, Gptq, GptqTensors, Int4, Int4Scale, Matrix, Packed, Quantized, View,
+    ZeroConvention, f16,
 };
 use proptest::prelude::*;
 
@@ -99,7 +100,7 @@ proptest! {
         let matrix = Quantized::new(format, view, &cpu).unwrap();
         let found = matrix.dequantize(&cpu);
         // The worst case, and half a step of the smallest scale there is.
-        let worst = 1.0 / 15.0 + 1.0 / 1024.0;
+        let worst = format.worst_error() * (1.0 + 1e-6);
         for (found, values) in found.chunks(32).zip(values.chunks(32)) {
             let amax = values.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
             for (found, value) in found.iter().zip(values) {
@@ -115,14 +116,158 @@ proptest! {
             prop_assert_eq!(&awq.dequantize().unwrap(), &found);
         }
         let packed = Packed::new(&matrix, &cpu).unwrap();
+        // A layout of words is packed as it stands.
+        let gptq = Gptq::from_quantized(&matrix, ZeroConvention::MinusOne).unwrap();
+        prop_assert_eq!(&Packed::new(&gptq, &cpu).unwrap(), &packed);
+        let awq = Awq::from_quantized(&matrix).unwrap();
+        prop_assert_eq!(&Packed::new(&awq, &cpu).unwrap(), &packed);
         let mut row = vec![0.0; cols];
         for (r, values) in found.chunks(cols).enumerate() {
-            ferrotune_quant::Matrix::dequantize_row(&packed, r, &mut row);
+            packed.dequantize_row(r, &mut row);
             for (a, b) in row.iter().zip(values) {
                 prop_assert!((a - b).abs() <= 1e-5 * 2_f32.powi(magnitude), "{a} {b}");
             }
+            gptq.dequantize_row(r, &mut row);
+            prop_assert_eq!(&row, values);
+            awq.dequantize_row(r, &mut row);
+            prop_assert_eq!(&row, values);
         }
     }
+
+    #[test]
+    fn input_features_in_any_order_come_back(
+        order in Just((0..64).collect::<Vec<usize>>()).prop_shuffle(),
+        seed in any::<u64>(),
+        exact in any::<bool>(),
+    ) {
+        let (rows, cols, size) = (16, 64, 16);
+        let convention = if exact { ZeroConvention::Exact } else { ZeroConvention::MinusOne };
+        let cpu = Cpu::detect();
+        let values = random(rows * cols, seed);
+        let view = View::new(&values, rows, cols).unwrap();
+        let format = Int4::new(Some(size), false).unwrap();
+        let sorted = Quantized::new(format, view, &cpu).unwrap();
+        // Column k of the sorted matrix is input feature order[k].
+        let straight = Gptq::from_quantized(&sorted, convention).unwrap();
+        let parts = straight.tensors();
+        let (mut qweight, mut g_idx) = (vec![0; cols / 8 * rows], vec![0; cols]);
+        for (k, feature) in order.iter().copied().enumerate() {
+            g_idx[feature] = (k / size) as i32;
+            for row in 0..rows {
+                let code = i32::from(sorted.code(row, k));
+                qweight[feature / 8 * rows + row] |= code << (4 * (feature % 8));
+            }
+        }
+        let tensors = GptqTensors {
+            qweight: qweight.into(),
+            g_idx: Some(g_idx.clone().into()),
+            ..parts
+        };
+        let shuffled = Gptq::from_tensors([rows, cols], convention, tensors).unwrap();
+        let expected = sorted.dequantize(&cpu);
+        let found = shuffled.dequantize();
+        for row in 0..rows {
+            for (k, feature) in order.iter().enumerate() {
+                prop_assert_eq!(found[row * cols + feature], expected[row * cols + k]);
+            }
+        }
+        // Within a group input features keep their order.
+        let mut stable: Vec<u32> = (0..cols as u32).collect();
+        stable.sort_by_key(|feature| g_idx[*feature as usize]);
+        let (again, again_order) = shuffled.to_quantized().unwrap();
+        let in_order = stable.is_sorted();
+        prop_assert_eq!(again_order.is_none(), in_order);
+        if let Some(order) = &again_order {
+            prop_assert_eq!(order, &stable);
+        }
+        prop_assert_eq!(shuffled.structure().is_ok(), in_order);
+        let again = again.dequantize(&cpu);
+        for row in 0..rows {
+            for (k, feature) in stable.iter().enumerate() {
+                prop_assert_eq!(again[row * cols + k], found[row * cols + *feature as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_stands_in_g_idx_is_refused_or_read(
+        g_idx in proptest::collection::vec(prop_oneof![9 => 0..2_i32, 1 => any::<i32>()], 32),
+    ) {
+        let tensors = GptqTensors {
+            qweight: vec![0x7654_3210; 4 * 8].into(),
+            qzeros: vec![0; 2].into(),
+            scales: vec![f16::ONE; 16].into(),
+            g_idx: Some(g_idx.clone().into()),
+        };
+        let bad = g_idx.iter().position(|group| !(0..2).contains(group));
+        match Gptq::from_tensors([8, 32], ZeroConvention::Exact, tensors) {
+            Ok(layer) => {
+                prop_assert_eq!(bad, None);
+                prop_assert_eq!(&layer.dequantize()[..3], &[0.0, 1.0, 2.0]);
+                let even = g_idx.iter().sum::<i32>() == 16;
+                prop_assert_eq!(layer.to_quantized().is_ok(), even);
+            }
+            Err(error) => {
+                let expected = bad.map(|index| {
+                    format!("g_idx {index} is {}: there is no such group", g_idx[index])
+                });
+                prop_assert_eq!(Some(error.to_string()), expected);
+            }
+        }
+    }
+}
+
+/// Two groups, of 16 and 8: as many as two of 12 would be.
+#[test]
+fn a_shorter_last_group_is_refused() {
+    let cpu = Cpu::detect();
+    let values = random(8 * 24, 3);
+    let view = View::new(&values, 8, 24).unwrap();
+    let matrix = Quantized::new(Int4::new(Some(16), false).unwrap(), view, &cpu).unwrap();
+    for error in [
+        Gptq::from_quantized(&matrix, ZeroConvention::Exact).unwrap_err(),
+        Awq::from_quantized(&matrix).unwrap_err(),
+    ] {
+        let text = error.to_string();
+        assert!(text.starts_with("int4: a block of 16 does not"), "{text}");
+    }
+    // A group that is longer than the row is the row.
+    let matrix = Quantized::new(Int4::new(Some(32), false).unwrap(), view, &cpu).unwrap();
+    let gptq = Gptq::from_quantized(&matrix, ZeroConvention::Exact).unwrap();
+    assert_eq!(gptq.dequantize(), matrix.dequantize(&cpu));
+    let awq = Awq::from_quantized(&matrix).unwrap();
+    assert_eq!(awq.dequantize().unwrap(), matrix.dequantize(&cpu));
+}
+
+#[test]
+fn zeros_ties_denormals_and_giants() {
+    let cpu = Cpu::detect();
+    for symmetric in [false, true] {
+        let format = Int4::new(None, symmetric).unwrap();
+        let quantize = |values: &[f32; 8]| {
+            let view = View::new(values, 1, 8).unwrap();
+            Quantized::new(format, view, &cpu).unwrap()
+        };
+        for value in [0.0, -0.0, 1e-45, -1e-45, 1e-30] {
+            assert_eq!(quantize(&[value; 8]).dequantize(&cpu), [0.0; 8], "{value}");
+        }
+        // The largest scale there is.
+        let large = quantize(&[f32::MAX, -f32::MAX, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(large.scales()[0].scale.to_f32(), 65504.0);
+        assert_eq!(large.code(0, 0), 15);
+        assert_eq!(large.code(0, 1), 0);
+    }
+    // Steps of 1 from a zero point of 7: ties to even, before the zero point is added.
+    let values = [8.0, -7.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.0];
+    let view = View::new(&values, 1, 8).unwrap();
+    let matrix = Quantized::new(Int4::new(None, false).unwrap(), view, &cpu).unwrap();
+    let expected = Int4Scale {
+        scale: f16::ONE,
+        zero: 7,
+    };
+    assert_eq!(matrix.scales(), [expected]);
+    let codes: Vec<u8> = (0..8).map(|col| matrix.code(0, col)).collect();
+    assert_eq!(codes, [15, 0, 7, 9, 9, 7, 5, 7]);
 }
 
 #[test]
@@ -156,6 +301,14 @@ fn tensors_that_lie_are_refused() {
             .to_string()
             .contains("one size")
     );
+    // Fifteen in the second: either way there is no matrix of neighbours to pack.
+    assert!(uneven.structure().is_err());
+    let mut tensors = good();
+    tensors.g_idx.as_mut().unwrap().to_mut()[20] = 0;
+    let uneven = make(tensors).unwrap();
+    assert!(uneven.to_quantized().is_err());
+    let error = Packed::new(&uneven, &Cpu::detect()).unwrap_err();
+    assert!(error.to_string().contains("input feature 20"), "{error}");
     let mut tensors = good();
     tensors.scales.to_mut()[3] = f16::NAN;
     assert!(

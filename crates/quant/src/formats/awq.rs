@@ -2,8 +2,11 @@
 
 use crate::error::{Result, length};
 use crate::format::Quantized;
-use crate::formats::gptq::{finite, group_size, int4, nibble, put, scales, words};
+use crate::formats::gptq::{
+    affine, equal_groups, finite, group_size, int4, nibble, pairs, scales, step, structure, words,
+};
 use crate::formats::int4::{Int4, Int4Scale};
+use crate::matrix::{Matrix, Structure};
 use crate::view::elements;
 use alloc::{borrow::Cow, vec, vec::Vec};
 use half::f16;
@@ -67,8 +70,7 @@ impl<'a> Awq<'a> {
     pub fn from_quantized(matrix: &Quantized<Int4>) -> Result<Awq<'static>> {
         let [rows, cols] = matrix.shape();
         words("awq", [rows, cols])?;
-        let groups = matrix.scales().len() / rows.max(1);
-        group_size(cols, groups)?;
+        let [groups, _] = equal_groups(matrix)?;
         let mut qweight = vec![0_i32; rows * cols / 8];
         for row in 0..rows {
             for col in 0..cols {
@@ -102,18 +104,13 @@ impl<'a> Awq<'a> {
         let [rows, cols] = self.shape;
         let size = group_size(cols, self.groups)?;
         let (format, mut codes) = int4([rows, cols], size)?;
-        let word = |words: &[i32], line: usize, row: usize| {
-            (words[line * rows / 8 + row / 8] >> (4 * NIBBLE[row % 8]) & 15) as u8
-        };
-        for row in 0..rows {
-            for col in 0..cols {
-                put(&mut codes, row * cols + col, word(&self.qweight, col, row));
-            }
+        let mut features = vec![0; cols];
+        // Rows are whole bytes: columns are a multiple of 8.
+        for (row, codes) in codes.chunks_exact_mut((cols / 2).max(1)).enumerate() {
+            self.codes(row, &mut features);
+            pairs(&features, codes);
         }
-        let scales = scales([rows, self.groups], |row, group| Int4Scale {
-            scale: self.scales[group * rows + row],
-            zero: word(&self.qzeros, group, row),
-        });
+        let scales = scales([rows, self.groups], |row, group| self.scale(row, group));
         Quantized::from_parts(format, [rows, cols], (), codes, scales)
     }
 
@@ -139,5 +136,52 @@ impl<'a> Awq<'a> {
     pub fn dequantize(&self) -> Result<Vec<f32>> {
         let matrix = self.to_quantized()?;
         Ok(matrix.dequantize(&crate::Cpu::detect()))
+    }
+
+    /// The codes of a row.
+    fn codes(&self, row: usize, codes: &mut [u8]) {
+        let shift = 4 * NIBBLE[row % 8];
+        let words = self.qweight.iter().skip(row / 8);
+        for (code, word) in codes.iter_mut().zip(words.step_by(self.shape[0] / 8)) {
+            *code = (word >> shift & 15) as u8;
+        }
+    }
+
+    fn scale(&self, row: usize, group: usize) -> Int4Scale {
+        let rows = self.shape[0];
+        let word = self.qzeros[group * rows / 8 + row / 8];
+        Int4Scale {
+            scale: self.scales[group * rows + row],
+            zero: (word >> (4 * NIBBLE[row % 8]) & 15) as u8,
+        }
+    }
+}
+
+/// The matrix of [`Awq::to_quantized`], without a copy.
+impl Matrix for Awq<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn structure(&self) -> Result<Structure> {
+        Ok(structure(group_size(self.shape[1], self.groups)?))
+    }
+
+    fn unpack_row(&self, row: usize, codes: &mut [u8], scales: &mut [f32], shifts: &mut [f32]) {
+        self.codes(row, codes);
+        affine(self.groups, |group| self.scale(row, group), scales, shifts);
+    }
+
+    fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let shift = 4 * NIBBLE[row % 8];
+        let size = (self.shape[1] / self.groups.max(1)).max(1);
+        let words = self.qweight.iter().skip(row / 8);
+        let mut words = words.step_by(self.shape[0] / 8);
+        for (group, out) in out.chunks_mut(size).enumerate().take(self.groups) {
+            let (scale, zero) = step(self.scale(row, group));
+            for (out, word) in out.iter_mut().zip(&mut words) {
+                *out = ((word >> shift & 15) as f32 - zero) * scale;
+            }
+        }
     }
 }

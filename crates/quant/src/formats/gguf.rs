@@ -200,16 +200,26 @@ fn whole_blocks<F: Format>(cols: usize) -> Result<()> {
 /// # Errors
 /// Rows that are not whole blocks.
 pub fn to_blocks<F: GgufFormat>(matrix: &Quantized<F>) -> Result<Vec<u8>> {
-    let [rows, cols] = matrix.shape();
-    whole_blocks::<F>(cols)?;
-    let mut blocks = vec![0; rows * cols / GGUF_BLOCK * F::BLOCK_BYTES];
+    let mut blocks = vec![0; matrix.scales().len() * F::BLOCK_BYTES];
+    to_blocks_into(matrix, &mut blocks)?;
+    Ok(blocks)
+}
+
+/// [`to_blocks`] into the caller's memory, [`GgufFormat::BLOCK_BYTES`] for every [`GGUF_BLOCK`] elements.
+///
+/// # Errors
+/// Rows that are not whole blocks, memory of another length.
+pub fn to_blocks_into<F: GgufFormat>(matrix: &Quantized<F>, blocks: &mut [u8]) -> Result<()> {
+    whole_blocks::<F>(matrix.shape()[1])?;
+    let bytes = matrix.scales().len() * F::BLOCK_BYTES;
+    length("blocks, in bytes", bytes, blocks.len())?;
     let places = blocks.chunks_exact_mut(F::BLOCK_BYTES);
     for (i, (block, scale)) in places.zip(matrix.scales()).enumerate() {
         let codes = core::array::from_fn(|j| F::CODES.code(matrix.codes(), i * GGUF_BLOCK + j));
         block[..2].copy_from_slice(&scale.to_le_bytes());
         F::write(&codes, &mut block[2..]);
     }
-    Ok(blocks)
+    Ok(())
 }
 
 /// A matrix `[rows, cols]` from a GGUF file's blocks.

@@ -1,8 +1,9 @@
 //! GPTQ checkpoints of 4 bits: eight codes a word along the input features.
 
 use crate::error::{Error, Result, length};
-use crate::format::{Quantized, sizes};
-use crate::formats::int4::{Int4, Int4Scale};
+use crate::format::{Format, Quantized, sizes};
+use crate::formats::int4::{Int4, Int4Scale, code_levels};
+use crate::matrix::{Matrix, ScaleType, Structure};
 use crate::view::elements;
 use alloc::{borrow::Cow, format, vec, vec::Vec};
 use half::f16;
@@ -11,8 +12,9 @@ use half::f16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum ZeroConvention {
     /// Each less one: `gptq`, the format of AutoGPTQ. Eight zero points are subtracted from as one word,
-    /// as AutoGPTQ and GPTQModel do, so that a zero point of 0 borrows from the next: readers that undo it
-    /// nibble by nibble get the neighbour wrong. [`ZeroConvention::Exact`] has no such case.
+    /// as GPTQModel does, so that a zero point of 0 borrows from the next. AutoGPTQ reads nibble by nibble:
+    /// it takes the 15 that is then stored for a zero point of 16, and gets the neighbour wrong. No other
+    /// zero point has this trouble, nor has [`ZeroConvention::Exact`].
     #[default]
     MinusOne,
     /// As they are: `gptq_v2`.
@@ -129,8 +131,7 @@ impl<'a> Gptq<'a> {
     ) -> Result<Gptq<'static>> {
         let [rows, cols] = matrix.shape();
         words("gptq", [rows, cols])?;
-        let groups = matrix.scales().len() / rows.max(1);
-        let size = group_size(cols, groups)?;
+        let [groups, size] = equal_groups(matrix)?;
         let mut qweight = vec![0_i32; rows * cols / 8];
         for row in 0..rows {
             for col in 0..cols {
@@ -171,10 +172,18 @@ impl<'a> Gptq<'a> {
         let size = group_size(cols, self.groups)?;
         let order = self.order(size)?;
         let (format, mut codes) = int4([rows, cols], size)?;
-        for row in 0..rows {
-            for k in 0..cols {
-                let col = order.as_ref().map_or(k, |order| order[k] as usize);
-                put(&mut codes, row * cols + k, self.code(row, col));
+        let (mut features, mut sorted) = (vec![0; cols], vec![0; cols]);
+        // Rows are whole bytes: columns are a multiple of 8.
+        for (row, codes) in codes.chunks_exact_mut((cols / 2).max(1)).enumerate() {
+            self.codes(row, &mut features);
+            match &order {
+                Some(order) => {
+                    for (code, col) in sorted.iter_mut().zip(order) {
+                        *code = features[*col as usize];
+                    }
+                    pairs(&sorted, codes);
+                }
+                None => pairs(&features, codes),
             }
         }
         let scales = scales([rows, self.groups], |row, group| self.scale(row, group));
@@ -185,18 +194,9 @@ impl<'a> Gptq<'a> {
     /// All values, row by row, in the order of the input features.
     pub fn dequantize(&self) -> Vec<f32> {
         let [rows, cols] = self.shape;
-        let size = cols.div_ceil(self.groups.max(1)).max(1);
-        let mut values = Vec::with_capacity(rows * cols);
-        for row in 0..rows {
-            for col in 0..cols {
-                let group = match &self.g_idx {
-                    Some(g_idx) => g_idx[col] as usize,
-                    None => col / size,
-                };
-                let Int4Scale { scale, zero } = self.scale(row, group);
-                let level = f32::from(self.code(row, col)) - f32::from(zero);
-                values.push(level * scale.to_f32());
-            }
+        let mut values = vec![0.0; rows * cols];
+        for (row, values) in values.chunks_exact_mut(cols.max(1)).enumerate() {
+            self.dequantize_row(row, values);
         }
         values
     }
@@ -226,8 +226,12 @@ impl<'a> Gptq<'a> {
         }
     }
 
-    fn code(&self, row: usize, col: usize) -> u8 {
-        (self.qweight[col / 8 * self.shape[0] + row] >> (4 * (col % 8)) & 15) as u8
+    /// The codes of a row, in the order of the input features.
+    fn codes(&self, row: usize, codes: &mut [u8]) {
+        let words = self.qweight.iter().skip(row).step_by(self.shape[0]);
+        for (word, codes) in words.zip(codes.as_chunks_mut::<8>().0) {
+            *codes = core::array::from_fn(|i| (word >> (4 * i) & 15) as u8);
+        }
     }
 
     fn scale(&self, row: usize, group: usize) -> Int4Scale {
@@ -265,6 +269,88 @@ impl<'a> Gptq<'a> {
     }
 }
 
+/// Where `g_idx` is in order, or not there, this is the matrix of [`Gptq::to_quantized`], without a copy.
+/// Elsewhere columns that share a scale are not neighbours, and [`Matrix::structure`] refuses; the values
+/// of [`Matrix::dequantize_row`] are right for every `g_idx`.
+impl Matrix for Gptq<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn structure(&self) -> Result<Structure> {
+        let size = group_size(self.shape[1], self.groups)?;
+        let strays = |g_idx: &[i32]| {
+            let mut groups = g_idx.iter().enumerate();
+            groups.position(|(col, group)| *group as usize != col / size)
+        };
+        match self.g_idx.as_deref().and_then(strays) {
+            None => Ok(structure(size)),
+            Some(col) => Err(Error::Unsupported {
+                operation: "pack",
+                reason: format!(
+                    "input feature {col} is not in group {}: to_quantized sorts input features",
+                    col / size
+                ),
+            }),
+        }
+    }
+
+    fn unpack_row(&self, row: usize, codes: &mut [u8], scales: &mut [f32], shifts: &mut [f32]) {
+        self.codes(row, codes);
+        affine(self.groups, |group| self.scale(row, group), scales, shifts);
+    }
+
+    fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let size = self.shape[1].div_ceil(self.groups.max(1)).max(1);
+        let steps = (0..self.groups).map(|group| step(self.scale(row, group)));
+        let steps: Vec<(f32, f32)> = steps.collect();
+        let words = self.qweight.iter().skip(row).step_by(self.shape[0]);
+        for (at, (word, out)) in words.zip(out.as_chunks_mut::<8>().0).enumerate() {
+            for (i, out) in out.iter_mut().enumerate() {
+                let group = match &self.g_idx {
+                    Some(g_idx) => g_idx[8 * at + i] as usize,
+                    None => (8 * at + i) / size,
+                };
+                let (scale, zero) = steps[group];
+                *out = ((word >> (4 * i) & 15) as f32 - zero) * scale;
+            }
+        }
+    }
+}
+
+/// Of a matrix in groups of so many columns.
+pub(crate) fn structure(group: usize) -> Structure {
+    Structure {
+        levels: code_levels(),
+        nibbles: true,
+        group,
+        scales: ScaleType::F16,
+        shifted: true,
+        factor: 1.0,
+    }
+}
+
+/// A scale and a zero point in f32.
+pub(crate) fn step(Int4Scale { scale, zero }: Int4Scale) -> (f32, f32) {
+    (scale.to_f32(), f32::from(zero))
+}
+
+/// The scale and shift of each group of a row.
+pub(crate) fn affine(
+    groups: usize,
+    scale: impl Fn(usize) -> Int4Scale,
+    scales: &mut [f32],
+    shifts: &mut [f32],
+) {
+    for (group, place) in scales.iter_mut().enumerate().take(groups) {
+        let (scale, zero) = step(scale(group));
+        *place = scale;
+        if let Some(place) = shifts.get_mut(group) {
+            *place = -zero * scale;
+        }
+    }
+}
+
 /// Refuses matrices that words of eight nibbles do not hold.
 pub(crate) fn words(format: &'static str, [rows, cols]: [usize; 2]) -> Result<()> {
     for side in [rows, cols] {
@@ -296,6 +382,22 @@ pub(crate) fn group_size(cols: usize, groups: usize) -> Result<usize> {
         });
     }
     Ok(cols / groups)
+}
+
+/// `[groups of a row, columns of each]` of a matrix whose groups are all of one size.
+pub(crate) fn equal_groups(matrix: &Quantized<Int4>) -> Result<[usize; 2]> {
+    let [rows, cols] = matrix.shape();
+    let groups = matrix.scales().len() / rows.max(1);
+    // With a shorter last group there may be a number of groups that divides the row all the same.
+    match matrix.format().grouping().size() {
+        Some(block) if block < cols && !cols.is_multiple_of(block) => Err(Error::Block {
+            format: Int4::NAME,
+            block,
+            cols,
+            reason: "does not divide a row, as the words of GPTQ and AWQ want it",
+        }),
+        _ => Ok([groups, group_size(cols, groups)?]),
+    }
 }
 
 /// A zero point that a nibble can hold.
@@ -330,9 +432,11 @@ pub(crate) fn int4([rows, cols]: [usize; 2], size: usize) -> Result<(Int4, Vec<u
     Ok((format, vec![0; codes]))
 }
 
-/// Sets a code of a matrix whose codes are all 0.
-pub(crate) fn put(codes: &mut [u8], at: usize, code: u8) {
-    codes[at / 2] |= code << (4 * (at % 2));
+/// A row's codes, given one a byte, two a byte.
+pub(crate) fn pairs(codes: &[u8], out: &mut [u8]) {
+    for (byte, pair) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+        *byte = pair[0] | pair[1] << 4;
+    }
 }
 
 /// Scales row by row.

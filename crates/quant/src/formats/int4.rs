@@ -11,7 +11,7 @@ use half::f16;
 pub struct Int4Scale {
     /// What a step is worth.
     pub scale: f16,
-    /// The code that stands for 0: 0 to 15, or 16 in files whose stored zero points are one less.
+    /// The code that stands for 0: 0 to 15, or 16, for which GPTQ's and AWQ's words have no place.
     pub zero: u8,
 }
 
@@ -104,11 +104,7 @@ impl Format for Int4 {
     }
 
     fn levels(&self) -> Levels {
-        Levels::Table {
-            values: core::array::from_fn(|code| code as f32),
-            steps: core::array::from_fn(|code| code as i8),
-            unit: 1.0,
-        }
+        code_levels()
     }
 
     #[inline(always)]
@@ -127,5 +123,14 @@ impl Format for Int4 {
 
     fn worst_error(&self) -> f32 {
         1.0 / 15.0 + 1.0 / 1024.0
+    }
+}
+
+/// Codes stand for themselves: the zero point is in the shift.
+pub(crate) fn code_levels() -> Levels {
+    Levels::Table {
+        values: core::array::from_fn(|code| code as f32),
+        steps: core::array::from_fn(|code| code as i8),
+        unit: 1.0,
     }
 }

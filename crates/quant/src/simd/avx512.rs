@@ -114,7 +114,7 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]

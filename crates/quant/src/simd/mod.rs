@@ -71,7 +71,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn load(self, from: *const f32) -> Self::F;
     unsafe fn store(self, value: Self::F, to: *mut f32);
 
-    /// Asks for a cache line, wherever it is.
+    /// Asks for a cache line, as far as the second level: the first has too few requests under way to
+    /// keep memory busy.
     fn prefetch(self, at: *const u8);
 
     /// Of 16 × f32, f16, E8M0, E4M3 in memory.
