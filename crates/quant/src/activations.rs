@@ -205,6 +205,9 @@ impl Activations {
             self.sums.clear();
             self.sums.resize(blocks * scales, 0.0);
         }
+        if self.cols == 0 {
+            return Ok(());
+        }
         self.find_outliers(x);
         let (mode, stride, group, depth) = (self.mode, self.stride, self.group, self.depth());
         let bad = First::new();

@@ -28,6 +28,11 @@ impl Packed<'_> {
                 ),
             });
         }
+        // Kernels read at least one group and its scale.
+        if self.cols == 0 {
+            out.fill(0.0);
+            return Ok(());
+        }
         let parts = Parts::new(out);
         // About 128 KiB a piece: enough to be worth a turn, few enough that two threads end together.
         let run = (131_072 / self.tile_bytes().max(1)).max(1);
@@ -42,7 +47,9 @@ impl Packed<'_> {
                 out: &mut *out,
             };
             simd::run(cpu.isa(), gemv);
-            self.add_outliers(x, 0, first, out);
+            if !x.outliers.is_empty() {
+                self.add_outliers(x, 0, first, out);
+            }
         });
         Ok(())
     }
@@ -65,6 +72,10 @@ impl Packed<'_> {
         if x.rows == 1 && x.mode.is_int8() {
             return self.gemv(x, out, cpu);
         }
+        if self.cols == 0 {
+            out.fill(0.0);
+            return Ok(());
+        }
         const TILES: usize = 2;
         let bytes = match x.mode {
             Mode::F32 | Mode::Bf16 => float_kernel::scratch_bytes(x, TILES),
@@ -86,7 +97,8 @@ impl Packed<'_> {
                     out: &out,
                 };
                 simd::run(cpu.isa(), gemm);
-                for row in 0..x.rows {
+                let rows = if x.outliers.is_empty() { 0 } else { x.rows };
+                for row in 0..rows {
                     let range = tiles.start * LANES..self.rows.min(tiles.end * LANES);
                     let begin = row * self.rows;
                     // SAFETY: tiles are handed out once, and the kernel is done with them.
@@ -113,12 +125,9 @@ impl Packed<'_> {
         let values = &x.outlier_values[row * count..][..count];
         for (i, out) in out.iter_mut().enumerate() {
             let terms = x.outliers.iter().zip(values);
-            let sum = terms.fold(0.0_f32, |sum, (col, x)| {
+            *out += terms.fold(0.0_f32, |sum, (col, x)| {
                 fma(self.value(first + i, *col as usize), *x, sum)
             });
-            if count > 0 {
-                *out += sum;
-            }
         }
     }
 

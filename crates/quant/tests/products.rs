@@ -330,3 +330,32 @@ fn arrays_are_viewed_where_they_lie() {
         assert!(error.to_string().contains("strides"), "{error}");
     }
 }
+
+#[test]
+fn a_matrix_without_columns_has_products_of_zero() {
+    let mut structure = packed(Int8(Grouping::Row), 16, 64).structure().clone();
+    structure.group = 1;
+    let nothing = Packed::from_parts([20, 0], structure, &[], &[], &[]).unwrap();
+    for isa in Isa::available() {
+        let cpu = Cpu::with_isa(isa).unwrap();
+        for mode in [
+            Mode::F32,
+            Mode::Bf16,
+            Mode::Int8PerRow,
+            Mode::Int8PerGroup,
+            Mode::LlmInt8,
+        ] {
+            for m in [1, 3, 40] {
+                let mut activations = Activations::new(&nothing, mode).unwrap();
+                activations
+                    .set(View::<f32>::new(&[], m, 0).unwrap(), &cpu)
+                    .unwrap();
+                let mut y = vec![f32::NAN; m * 20];
+                nothing
+                    .gemm(&activations, &mut y, &mut Scratch::new(), &cpu)
+                    .unwrap();
+                assert_eq!(y, vec![0.0; m * 20], "{isa} {mode:?} {m}");
+            }
+        }
+    }
+}

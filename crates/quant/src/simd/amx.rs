@@ -117,30 +117,21 @@ pub(crate) struct Operands {
     pub steps: usize,
 }
 
-/// Writes the sums of u8 weights times i8 activations over all steps: four squares of 16 rows and 16
-/// columns, rows first 0 to 15 then 16 to 31, each with the two tiles in order.
-///
-/// # Safety
-/// The pointers are valid for what the steps read, `out` for
-/// 1024 values. At least one step.
-#[inline(always)]
-pub(crate) unsafe fn int8(_: &Tiles, operands: Operands, out: *mut i32) {
-    // SAFETY: the caller's pointers; the loop ends after `steps`.
-    unsafe {
+/// Four squares of 16 rows and 16 columns: begun by `$begin`, multiplied over all steps by `$dot`, and
+/// written to `$out`. At least one step.
+macro_rules! multiply {
+    ([$($begin:literal),*], $dot:literal, $operands:ident, $out:ident) => {
         asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            $($begin,)*
             "2:",
             "tileloadd tmm4, [{a0} + {a_pitch}*1]",
             "tileloadd tmm6, [{b0} + {b_pitch}*1]",
             "tileloadd tmm7, [{b1} + {b_pitch}*1]",
-            "tdpbsud tmm0, tmm4, tmm6",
+            concat!($dot, " tmm0, tmm4, tmm6"),
             "tileloadd tmm5, [{a1} + {a_pitch}*1]",
-            "tdpbsud tmm1, tmm4, tmm7",
-            "tdpbsud tmm2, tmm5, tmm6",
-            "tdpbsud tmm3, tmm5, tmm7",
+            concat!($dot, " tmm1, tmm4, tmm7"),
+            concat!($dot, " tmm2, tmm5, tmm6"),
+            concat!($dot, " tmm3, tmm5, tmm7"),
             "add {a0}, {a_step}",
             "add {a1}, {a_step}",
             "add {b0}, {b_step}",
@@ -151,20 +142,44 @@ pub(crate) unsafe fn int8(_: &Tiles, operands: Operands, out: *mut i32) {
             "tilestored [{out} + {line}*1 + 1024], tmm1",
             "tilestored [{out} + {line}*1 + 2048], tmm2",
             "tilestored [{out} + {line}*1 + 3072], tmm3",
-            a0 = inout(reg) operands.a[0] => _,
-            a1 = inout(reg) operands.a[1] => _,
-            b0 = inout(reg) operands.b[0] => _,
-            b1 = inout(reg) operands.b[1] => _,
-            a_pitch = in(reg) operands.a_pitch,
-            b_pitch = in(reg) operands.b_pitch,
+            a0 = inout(reg) $operands.a[0] => _,
+            a1 = inout(reg) $operands.a[1] => _,
+            b0 = inout(reg) $operands.b[0] => _,
+            b1 = inout(reg) $operands.b[1] => _,
+            a_pitch = in(reg) $operands.a_pitch,
+            b_pitch = in(reg) $operands.b_pitch,
             a_step = in(reg) 64_usize,
-            b_step = in(reg) operands.b_pitch * 16,
-            steps = inout(reg) operands.steps => _,
-            out = in(reg) out,
+            b_step = in(reg) $operands.b_pitch * 16,
+            steps = inout(reg) $operands.steps => _,
+            out = in(reg) $out,
             line = in(reg) 64_usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
+        )
+    };
+}
+
+/// Writes the sums of u8 weights times i8 activations over all steps: four squares of 16 rows and 16
+/// columns, rows first 0 to 15 then 16 to 31, each with the two tiles in order.
+///
+/// # Safety
+/// The pointers are valid for what the steps read, `out` for 1024 values. At least one step.
+#[inline(always)]
+pub(crate) unsafe fn int8(_: &Tiles, operands: Operands, out: *mut i32) {
+    debug_assert!(operands.steps > 0);
+    // SAFETY: the caller's pointers; the loop ends after `steps`.
+    unsafe {
+        multiply!(
+            [
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3"
+            ],
+            "tdpbsud",
+            operands,
+            out
         );
     }
 }
@@ -176,46 +191,19 @@ pub(crate) unsafe fn int8(_: &Tiles, operands: Operands, out: *mut i32) {
 /// As [`int8`].
 #[inline(always)]
 pub(crate) unsafe fn bf16(_: &Tiles, operands: Operands, out: *mut f32) {
+    debug_assert!(operands.steps > 0);
     // SAFETY: the caller's pointers; the loop ends after `steps`.
     unsafe {
-        asm!(
-            "tileloadd tmm0, [{out} + {line}*1]",
-            "tileloadd tmm1, [{out} + {line}*1 + 1024]",
-            "tileloadd tmm2, [{out} + {line}*1 + 2048]",
-            "tileloadd tmm3, [{out} + {line}*1 + 3072]",
-            "2:",
-            "tileloadd tmm4, [{a0} + {a_pitch}*1]",
-            "tileloadd tmm6, [{b0} + {b_pitch}*1]",
-            "tileloadd tmm7, [{b1} + {b_pitch}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{a1} + {a_pitch}*1]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a0}, {a_step}",
-            "add {a1}, {a_step}",
-            "add {b0}, {b_step}",
-            "add {b1}, {b_step}",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{out} + {line}*1], tmm0",
-            "tilestored [{out} + {line}*1 + 1024], tmm1",
-            "tilestored [{out} + {line}*1 + 2048], tmm2",
-            "tilestored [{out} + {line}*1 + 3072], tmm3",
-            a0 = inout(reg) operands.a[0] => _,
-            a1 = inout(reg) operands.a[1] => _,
-            b0 = inout(reg) operands.b[0] => _,
-            b1 = inout(reg) operands.b[1] => _,
-            a_pitch = in(reg) operands.a_pitch,
-            b_pitch = in(reg) operands.b_pitch,
-            a_step = in(reg) 64_usize,
-            b_step = in(reg) operands.b_pitch * 16,
-            steps = inout(reg) operands.steps => _,
-            out = in(reg) out,
-            line = in(reg) 64_usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+        multiply!(
+            [
+                "tileloadd tmm0, [{out} + {line}*1]",
+                "tileloadd tmm1, [{out} + {line}*1 + 1024]",
+                "tileloadd tmm2, [{out} + {line}*1 + 2048]",
+                "tileloadd tmm3, [{out} + {line}*1 + 3072]"
+            ],
+            "tdpbf16ps",
+            operands,
+            out
         );
     }
 }
