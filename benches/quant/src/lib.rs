@@ -7,3 +7,4 @@ pub mod data;
 pub mod memory;
 pub mod peak;
 pub mod rounds;
+pub mod threads;

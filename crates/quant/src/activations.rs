@@ -50,13 +50,13 @@ pub struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) group: usize,
-    /// Rows that lie side by side: 1, 4, 8 or 12; 1 also where tile registers are to multiply them, and
-    /// then there is room for a multiple of 16.
+    /// Rows of a block: 1, 4, 8 or 12, or 16 in tiles.
     pub(crate) stride: usize,
     /// Whether tile registers are to multiply what was set last.
     pub(crate) in_tiles: bool,
-    /// Block of `stride` rows, column ÷ 4, row, column mod 4 (int8); block, column ÷ 2, row, column
-    /// mod 2 (bf16); block, column, row (f32).
+    /// Block, column ÷ 4, row, column mod 4 (int8); block, column ÷ 2, row, column mod 2 (bf16); block,
+    /// column, row (f32). In tiles, rows lie side by side by 64 bytes: block, column ÷ 64, row, column
+    /// mod 64 (int8); block, column ÷ 32, row, column mod 32 (bf16).
     pub(crate) values: Vec<u32>,
     /// Block, group, row.
     pub(crate) scales: Vec<f32>,
@@ -141,15 +141,17 @@ impl Activations {
         self.stride * self.depth() / self.packing()
     }
 
-    /// Whether rows and groups are whole steps of tile registers, 64 bytes. (Groups of 32 int8 values
-    /// would be half a step; scaling their sums takes longer than the products.)
-    pub(crate) fn fits_tiles(&self) -> bool {
+    /// Whether rows and groups are whole tiles, 64 bytes, or groups a half or a quarter of one.
+    fn fits_tiles(&self) -> bool {
         let depth = self.depth();
         match self.mode {
             Mode::F32 => false,
             Mode::Bf16 => depth.is_multiple_of(32),
             _ if self.group >= self.cols => depth.is_multiple_of(64),
-            _ => self.group.is_multiple_of(64) && depth.is_multiple_of(self.group),
+            _ => {
+                let part = matches!(self.group, 16 | 32) || self.group.is_multiple_of(64);
+                part && depth.is_multiple_of(64) && depth.is_multiple_of(self.group)
+            }
         }
     }
 
@@ -177,12 +179,11 @@ impl Activations {
             });
         }
         self.rows = x.rows();
-        // Tile registers take rows as they are, and 16 of them.
-        // A single one in bf16 too, so that it has the bits that it has among others.
+        // In bf16 a single row too, so that it has the bits that it has among others.
         self.in_tiles =
-            cpu.isa() == Isa::Amx && self.fits_tiles() && (x.rows() > 1 || self.mode == Mode::Bf16);
+            cpu.isa() == Isa::Amx && self.fits_tiles() && (x.rows() > 4 || self.mode == Mode::Bf16);
         self.stride = match x.rows() {
-            _ if self.in_tiles => 1,
+            _ if self.in_tiles => 16,
             0 | 1 => 1,
             2..=4 => 4,
             5..=8 => 8,
@@ -190,13 +191,8 @@ impl Activations {
         };
         let (blocks, groups) = (self.blocks(), self.groups());
         let (words, scales) = (self.block_words(), self.stride * groups);
-        let room = if self.in_tiles {
-            blocks.next_multiple_of(16)
-        } else {
-            blocks
-        };
         self.values.clear();
-        self.values.resize(room * words, 0);
+        self.values.resize(blocks * words, 0);
         if self.mode.is_int8() {
             self.scales.clear();
             self.scales.resize(blocks * scales, 0.0);
@@ -209,7 +205,7 @@ impl Activations {
             return Ok(());
         }
         self.find_outliers(x);
-        let (mode, stride, group, depth) = (self.mode, self.stride, self.group, self.depth());
+        let (mode, stride, group, in_tiles) = (self.mode, self.stride, self.group, self.in_tiles);
         let bad = First::new();
         let (threshold, is_outlier) = (self.threshold, &self.is_outlier[..]);
         let values = Parts::new(&mut self.values);
@@ -233,7 +229,7 @@ impl Activations {
                     first: block * stride,
                     stride,
                     group,
-                    depth,
+                    in_tiles,
                     threshold,
                     is_outlier,
                     values,
@@ -292,7 +288,7 @@ struct Fill<'a, T> {
     first: usize,
     stride: usize,
     group: usize,
-    depth: usize,
+    in_tiles: bool,
     threshold: f32,
     is_outlier: &'a [bool],
     values: &'a mut [u32],
@@ -316,22 +312,23 @@ impl<T: Element> Work for Fill<'_, T> {
                     if let Some(col) = row.iter().position(|value| !value.to_f32().is_finite()) {
                         return Err(place(col));
                     }
-                    for (value, word) in row
-                        .iter()
-                        .zip(self.values[lane..].iter_mut().step_by(self.stride))
-                    {
-                        *word = value.to_f32().to_bits();
+                    for (col, value) in row.iter().enumerate() {
+                        self.put(lane, col, &[value.to_f32().to_bits()]);
                     }
                 }
                 Mode::Bf16 => {
                     if let Some(col) = row.iter().position(|value| !value.to_f32().is_finite()) {
                         return Err(place(col));
                     }
-                    let words = self.values[lane..].iter_mut().step_by(self.stride);
-                    for (pair, word) in row.chunks(2).zip(words) {
-                        let second = pair.get(1).map_or(0.0, |value| value.to_f32());
-                        let first = u32::from(bf16_bits(pair[0].to_f32()));
-                        *word = first | u32::from(bf16_bits(second)) << 16;
+                    for (i, piece) in row.chunks(PIECE).enumerate() {
+                        let values = piece_of(piece, |_, value| value);
+                        let (pairs, _) = values.as_chunks::<2>();
+                        let mut words = [0; PIECE / 2];
+                        for (word, [first, second]) in words.iter_mut().zip(pairs) {
+                            *word =
+                                u32::from(bf16_bits(*first)) | u32::from(bf16_bits(*second)) << 16;
+                        }
+                        self.put(lane, i * PIECE / 2, &words[..piece.len().div_ceil(2)]);
                     }
                 }
                 Mode::Int8PerRow => {
@@ -366,7 +363,34 @@ impl<T: Element> Work for Fill<'_, T> {
     }
 }
 
+/// Values that are converted at a time: as many as a vector has lanes.
+const PIECE: usize = 16;
+
+/// At most [`PIECE`] values, zeros after them.
+#[inline(always)]
+fn piece_of<T: Element>(piece: &[T], clean: impl Fn(usize, f32) -> f32) -> [f32; PIECE] {
+    let mut values = [0.0; PIECE];
+    for (i, (value, place)) in piece.iter().zip(&mut values).enumerate() {
+        *place = clean(i, value.to_f32());
+    }
+    values
+}
+
 impl<T: Element> Fill<'_, T> {
+    /// Writes words of a row from word `first` on. In tiles they may not lie in two.
+    #[inline(always)]
+    fn put(&mut self, lane: usize, first: usize, words: &[u32]) {
+        if self.in_tiles {
+            let at = first / 16 * 256 + lane * 16 + first % 16;
+            self.values[at..][..words.len()].copy_from_slice(words);
+        } else {
+            let row = self.values[first * self.stride + lane..].iter_mut();
+            for (place, word) in row.step_by(self.stride).zip(words) {
+                *place = *word;
+            }
+        }
+    }
+
     /// A group of a row; `clean` may change a value by its place in the group.
     #[inline(always)]
     fn int8(
@@ -380,30 +404,20 @@ impl<T: Element> Fill<'_, T> {
         // Above 2¹²⁰ or so the quotient would overflow; below, a group of such denormals is zero.
         let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
         let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-        let first = g * self.group / 4;
-        debug_assert!(first * 4 < self.depth);
-        let words = &mut self.values[first * self.stride + lane..];
         let mut sum = 0_i32;
-        let mut put = |word: &mut u32, four: [f32; 4]| {
-            let codes = four.map(|value| round_to_i8(value * inverse));
+        for (i, piece) in values.chunks(PIECE).enumerate() {
+            let values = piece_of(piece, |col, value| clean(i * PIECE + col, value));
+            let mut codes = [0_i8; PIECE];
+            for (code, value) in codes.iter_mut().zip(values) {
+                *code = round_to_i8(value * inverse);
+            }
             sum += codes.iter().map(|code| i32::from(*code)).sum::<i32>();
-            *word = u32::from_le_bytes(codes.map(i8::cast_unsigned));
-        };
-        let (fours, rest) = values.as_chunks::<4>();
-        let mut words = words.iter_mut().step_by(self.stride);
-        for (i, (four, word)) in fours.iter().zip(&mut words).enumerate() {
-            let mut values = [0.0; 4];
-            for (j, value) in four.iter().enumerate() {
-                values[j] = clean(4 * i + j, value.to_f32());
+            let mut words = [0; PIECE / 4];
+            for (word, four) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
+                *word = u32::from_le_bytes(four.map(i8::cast_unsigned));
             }
-            put(word, values);
-        }
-        if let (false, Some(word)) = (rest.is_empty(), words.next()) {
-            let mut values = [0.0; 4];
-            for (j, value) in rest.iter().enumerate() {
-                values[j] = clean(4 * fours.len() + j, value.to_f32());
-            }
-            put(word, values);
+            let first = (g * self.group + i * PIECE) / 4;
+            self.put(lane, first, &words[..piece.len().div_ceil(4)]);
         }
         let scale = if inverse > 0.0 { amax / 127.0 } else { 0.0 };
         self.scales[g * self.stride + lane] = scale;

@@ -73,10 +73,9 @@ mod error;
 #[cfg(feature = "files")]
 pub mod files;
 pub mod float;
-mod float_kernel;
 mod format;
 mod formats;
-mod int8_kernel;
+mod kernels;
 mod matrix;
 mod packed;
 mod parallel;

@@ -1,13 +1,24 @@
 //! `y = x · Wᵀ`: the entry points, and how the work is dealt out.
 
-use crate::activations::{Activations, Mode};
-use crate::cpu::Cpu;
+use crate::activations::Activations;
+use crate::cpu::{Cpu, Isa};
 use crate::element::fma;
 use crate::error::{Error, Result, length};
+use crate::kernels::{Gemm, float, gemv::Gemv, int8};
 use crate::packed::{Packed, Scratch};
 use crate::parallel::{Parts, for_each, worker_slots};
 use crate::simd::{self, LANES};
-use crate::{float_kernel, int8_kernel};
+
+/// Rows of activations that are multiplied with all tiles before the next: a cache of the second level
+/// should hold them.
+const ROWS: usize = 256;
+
+/// How many tiles a worker takes at a time: several, since it asks memory for the next two while it
+/// multiplies two; few enough that all workers end together. An even number.
+fn tiles_a_run(tiles: usize, cpu: &Cpu) -> usize {
+    let even = tiles / (16 * cpu.parallel().threads().max(1)) * 2;
+    even.clamp(2, 16)
+}
 
 impl Packed<'_> {
     /// One row of activations `[1, cols]` times the transposed matrix: `[1, rows]` into `out`. Each
@@ -17,7 +28,7 @@ impl Packed<'_> {
     /// Activations with other columns or groups, or not one row; `out` of another length; a mode other
     /// than int8, which needs scratch memory: see [`Packed::gemm`].
     pub fn gemv(&self, x: &Activations, out: &mut [f32], cpu: &Cpu) -> Result<()> {
-        self.check(x, out)?;
+        self.check(x, out, cpu)?;
         if x.rows != 1 || !x.mode.is_int8() {
             return Err(Error::Unsupported {
                 operation: "gemv",
@@ -40,7 +51,7 @@ impl Packed<'_> {
             // SAFETY: tiles are handed out once, and so are their rows.
             let out = unsafe { parts.part(tiles.start * LANES..tiles.end * LANES) };
             let first = tiles.start * LANES;
-            let gemv = int8_kernel::Gemv {
+            let gemv = Gemv {
                 matrix: self,
                 x,
                 tiles,
@@ -68,7 +79,7 @@ impl Packed<'_> {
         scratch: &mut Scratch,
         cpu: &Cpu,
     ) -> Result<()> {
-        self.check(x, out)?;
+        self.check(x, out, cpu)?;
         if x.rows == 1 && x.mode.is_int8() {
             return self.gemv(x, out, cpu);
         }
@@ -76,46 +87,47 @@ impl Packed<'_> {
             out.fill(0.0);
             return Ok(());
         }
-        const TILES: usize = 2;
-        let bytes = match x.mode {
-            Mode::F32 | Mode::Bf16 => float_kernel::scratch_bytes(x, TILES),
-            _ => int8_kernel::scratch_bytes(self, TILES),
+        let blocks = (ROWS / x.stride).max(1);
+        let rows = x.rows.min(blocks * x.stride);
+        let bytes = if x.mode.is_int8() {
+            int8::scratch_bytes(self, x, rows)
+        } else {
+            float::scratch_bytes(rows)
         };
-        let slots = worker_slots(cpu.parallel(), self.tiles(), TILES);
+        let run = tiles_a_run(self.tiles(), cpu);
+        let slots = worker_slots(cpu.parallel(), self.tiles(), run);
         let (lines, each) = scratch.lines(slots, bytes);
         let lines = Parts::new(lines);
         let out = Parts::new(out);
-        for_each(cpu.parallel(), self.tiles(), TILES, |worker, tiles| {
-            // SAFETY: no two calls have the same worker at the same time.
-            let scratch = unsafe { lines.part(worker * each..(worker + 1) * each) };
-            if x.mode.is_int8() {
-                let gemm = int8_kernel::Gemm {
+        for first in (0..x.blocks()).step_by(blocks) {
+            let blocks = first..x.blocks().min(first + blocks);
+            for_each(cpu.parallel(), self.tiles(), run, |worker, tiles| {
+                let gemm = Gemm {
                     matrix: self,
                     x,
                     tiles: tiles.clone(),
-                    scratch,
+                    blocks: blocks.clone(),
+                    // SAFETY: no two calls have the same worker at the same time.
+                    scratch: unsafe { lines.part(worker * each..(worker + 1) * each) },
                     out: &out,
                 };
-                simd::run(cpu.isa(), gemm);
-                let rows = if x.outliers.is_empty() { 0 } else { x.rows };
-                for row in 0..rows {
+                if x.mode.is_int8() {
+                    simd::run(cpu.isa(), int8::Int8(gemm));
+                } else {
+                    simd::run(cpu.isa(), float::Float(gemm));
+                }
+                if x.outliers.is_empty() {
+                    return;
+                }
+                for row in blocks.start * x.stride..x.rows.min(blocks.end * x.stride) {
                     let range = tiles.start * LANES..self.rows.min(tiles.end * LANES);
                     let begin = row * self.rows;
                     // SAFETY: tiles are handed out once, and the kernel is done with them.
                     let out = unsafe { out.part(begin + range.start..begin + range.end) };
                     self.add_outliers(x, row, range.start, out);
                 }
-            } else {
-                let gemm = float_kernel::Gemm {
-                    matrix: self,
-                    x,
-                    tiles,
-                    scratch,
-                    out: &out,
-                };
-                simd::run(cpu.isa(), gemm);
-            }
-        });
+            });
+        }
         Ok(())
     }
 
@@ -131,7 +143,7 @@ impl Packed<'_> {
         }
     }
 
-    fn check(&self, x: &Activations, out: &[f32]) -> Result<()> {
+    fn check(&self, x: &Activations, out: &[f32], cpu: &Cpu) -> Result<()> {
         if x.cols != self.cols || x.group != self.structure.group {
             return Err(Error::Shapes {
                 operation: "product: columns and groups must be the same",
@@ -141,34 +153,17 @@ impl Packed<'_> {
                 right: [self.cols, self.structure.group],
             });
         }
-        length("product", x.rows * self.rows, out.len())
-    }
-}
-
-/// Writes a vector of results: the rows of tile `tile` for activation row `row`.
-///
-/// # Safety
-/// No other call writes the same tile and row at the same time.
-#[inline(always)]
-pub(crate) unsafe fn store<S: simd::Simd>(
-    simd: S,
-    value: S::F,
-    out: &Parts<f32>,
-    rows: usize,
-    row: usize,
-    tile: usize,
-) {
-    let begin = row * rows + tile * LANES;
-    let end = begin + LANES.min(rows - tile * LANES);
-    // SAFETY: the caller's promise.
-    let out = unsafe { out.part(begin..end) };
-    if out.len() == LANES {
-        // SAFETY: 16 floats.
-        unsafe { simd.store(value, out.as_mut_ptr()) }
-    } else {
-        let mut all = [0.0; LANES];
-        // SAFETY: 16 floats.
-        unsafe { simd.store(value, all.as_mut_ptr()) }
-        out.copy_from_slice(&all[..out.len()]);
+        length("product", x.rows * self.rows, out.len())?;
+        if x.in_tiles && cpu.isa() != Isa::Amx {
+            return Err(Error::Unsupported {
+                operation: "product",
+                reason: alloc::format!(
+                    "the activations are laid out for {}, not for {}: set them with the same instructions",
+                    Isa::Amx,
+                    cpu.isa()
+                ),
+            });
+        }
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::random;
 use ferrotune_quant::{
-    Activations, Cpu, Format, Fp4, Grouping, Int8, Int8Asymmetric, Isa, Matrix, Mode, MxFp4,
+    Activations, Cpu, Format, Fp4, Grouping, Int4, Int8, Int8Asymmetric, Isa, Matrix, Mode, MxFp4,
     MxFp8E4m3, MxFp8E5m2, Nf4, NvFp4, Packed, Quantized, ScaleRounding, Scratch, View,
 };
 
@@ -50,7 +50,7 @@ fn check<F: Format>(format: F, rows: usize, cols: usize, relative: f64, int8: bo
         (Mode::Int8PerRow, relative),
         (Mode::Int8PerGroup, relative),
     ];
-    for m in [1, 2, 3, 5, 8, 13, 25] {
+    for m in [1, 2, 3, 5, 8, 13, 25, 40] {
         let x = random(m * cols, 7 + m as u64);
         for (mode, relative) in modes.iter().take(if int8 { 4 } else { 2 }) {
             let expected = product(&packed, &x, m, *mode, &Cpu::with_isa(Isa::Scalar).unwrap());
@@ -107,12 +107,44 @@ fn products_are_those_of_the_specification() {
         check(MxFp8E4m3(ScaleRounding::Rceil), rows, cols, 0.0, false);
         check(MxFp8E5m2(ScaleRounding::Floor), rows, cols, 0.0, false);
     }
+    // Groups of whole tiles of AMX, and rows of 4 bits with one scale.
+    for (rows, cols) in [(37, 128), (33, 1152)] {
+        check(Int8(Grouping::Block(128)), rows, cols, 0.01, true);
+        let two = Int4::new(Some(128), true).unwrap();
+        check(two, rows, cols, 0.02, true);
+        check(Int4::new(None, false).unwrap(), rows, cols, 0.03, true);
+    }
     // Rows that end within a vector and within a group.
     for (rows, cols) in [(5, 1), (17, 30), (18, 70), (3, 100)] {
         check(Int8(Grouping::Row), rows, cols, 0.02, true);
         check(Int8(Grouping::Block(32)), rows, cols, 0.02, true);
         if cols % 2 == 0 {
             check(MxFp4(ScaleRounding::Rceil), rows, cols, 0.02, true);
+        }
+    }
+}
+
+#[test]
+fn more_rows_than_are_multiplied_at_a_time_have_the_bits_that_each_has_alone() {
+    const M: usize = 530;
+    let (_, per_row) = packed(Int8(Grouping::Row), 35, 192);
+    let (_, in_groups) = packed(Int8Asymmetric(Grouping::Block(32)), 35, 192);
+    let (_, nibbles) = packed(Nf4::new(64).unwrap(), 35, 192);
+    let x = random(M * 192, 3);
+    for isa in Isa::available() {
+        let cpu = Cpu::with_isa(isa).unwrap();
+        for (packed, mode) in [
+            (&per_row, Mode::Int8PerRow),
+            (&in_groups, Mode::Int8PerGroup),
+            (&nibbles, Mode::Int8PerGroup),
+            (&nibbles, Mode::F32),
+            (&nibbles, Mode::Bf16),
+        ] {
+            let all = product(packed, &x, M, mode, &cpu);
+            for (row, found) in all.chunks(35).enumerate() {
+                let alone = product(packed, &x[row * 192..][..192], 1, mode, &cpu);
+                assert_eq!(found, alone, "{isa} {mode:?} row {row}");
+            }
         }
     }
 }

@@ -5,10 +5,10 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-/// Rows of activations that a tile holds.
+/// Rows of a tile: of activations, or fours (int8) or pairs (bf16) of columns of weights.
 pub(crate) const ROWS: usize = 16;
-/// Rows and columns of the block that [`int8`] and [`bf16`] compute.
-pub(crate) const BLOCK_ROWS: usize = 2 * ROWS;
+/// Bytes of a tile.
+pub(crate) const BYTES: usize = 1024;
 
 /// Whether this process may use AMX int8 and bf16: the processor has it, the system keeps it between
 /// threads, and said yes.
@@ -64,11 +64,11 @@ fn ask() -> bool {
 pub(crate) struct Tiles(());
 
 impl Tiles {
-    /// All of 16 rows of 64 bytes.
+    /// Sums of 16 × 16; activations of 16 rows of `depth` bytes, at most 64, and weights for as many.
     ///
     /// # Safety
     /// [`allowed`] said yes. No other `Tiles` live on this thread.
-    pub unsafe fn new() -> Self {
+    pub unsafe fn new(depth: usize) -> Self {
         #[repr(C, align(64))]
         struct Config {
             palette: u8,
@@ -77,6 +77,7 @@ impl Tiles {
             row_bytes: [u16; 16],
             rows: [u8; 16],
         }
+        debug_assert!(depth.is_multiple_of(4) && (4..=64).contains(&depth));
         let mut config = Config {
             palette: 1,
             start_row: 0,
@@ -85,8 +86,12 @@ impl Tiles {
             rows: [0; 16],
         };
         for tile in 0..8 {
-            config.row_bytes[tile] = 64;
-            config.rows[tile] = 16;
+            config.row_bytes[tile] = if matches!(tile, 4 | 5) {
+                depth as u16
+            } else {
+                64
+            };
+            config.rows[tile] = if tile >= 6 { depth as u8 / 4 } else { 16 };
         }
         // SAFETY: the configuration is 64 bytes of a valid form, read at once.
         unsafe {
@@ -103,18 +108,19 @@ impl Drop for Tiles {
     }
 }
 
-/// Two times 16 rows of activations and two tiles of weights.
+/// Two tiles of activations and two of weights, and those that follow them. A tile of activations is
+/// 1024 bytes, and so is the way to the next.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands {
-    /// The first of each 16 rows.
     pub a: [*const u8; 2],
-    /// Bytes from a row to the next.
-    pub a_pitch: usize,
     pub b: [*const u8; 2],
-    /// Bytes from four columns (int8) or two (bf16) to the next.
+    /// Bytes from a row of a tile of weights to the next.
     pub b_pitch: usize,
-    /// Steps of 64 bytes of a row.
+    /// How many tiles follow each other.
     pub steps: usize,
+    /// Memory to ask for on the way, of both, and how many bytes further with every half step.
+    pub next: [*const u8; 2],
+    pub next_step: usize,
 }
 
 /// Four squares of 16 rows and 16 columns: begun by `$begin`, multiplied over all steps by `$dot`, and
@@ -124,16 +130,22 @@ macro_rules! multiply {
         asm!(
             $($begin,)*
             "2:",
-            "tileloadd tmm4, [{a0} + {a_pitch}*1]",
+            "tileloadd tmm4, [{a0} + {line}*1]",
+            "prefetcht1 [{n0}]",
             "tileloadd tmm6, [{b0} + {b_pitch}*1]",
             "tileloadd tmm7, [{b1} + {b_pitch}*1]",
             concat!($dot, " tmm0, tmm4, tmm6"),
-            "tileloadd tmm5, [{a1} + {a_pitch}*1]",
+            "prefetcht1 [{n1}]",
+            "tileloadd tmm5, [{a1} + {line}*1]",
             concat!($dot, " tmm1, tmm4, tmm7"),
+            "prefetcht1 [{n0} + {n_step}]",
             concat!($dot, " tmm2, tmm5, tmm6"),
+            "prefetcht1 [{n1} + {n_step}]",
             concat!($dot, " tmm3, tmm5, tmm7"),
-            "add {a0}, {a_step}",
-            "add {a1}, {a_step}",
+            "lea {n0}, [{n0} + 2*{n_step}]",
+            "lea {n1}, [{n1} + 2*{n_step}]",
+            "add {a0}, 1024",
+            "add {a1}, 1024",
             "add {b0}, {b_step}",
             "add {b1}, {b_step}",
             "dec {steps}",
@@ -146,10 +158,11 @@ macro_rules! multiply {
             a1 = inout(reg) $operands.a[1] => _,
             b0 = inout(reg) $operands.b[0] => _,
             b1 = inout(reg) $operands.b[1] => _,
-            a_pitch = in(reg) $operands.a_pitch,
             b_pitch = in(reg) $operands.b_pitch,
-            a_step = in(reg) 64_usize,
             b_step = in(reg) $operands.b_pitch * 16,
+            n0 = inout(reg) $operands.next[0] => _,
+            n1 = inout(reg) $operands.next[1] => _,
+            n_step = in(reg) $operands.next_step,
             steps = inout(reg) $operands.steps => _,
             out = in(reg) $out,
             line = in(reg) 64_usize,
@@ -158,52 +171,92 @@ macro_rules! multiply {
             options(nostack),
         )
     };
+    ($first:ident, $dot:literal, $operands:ident, $out:ident) => {
+        if $first {
+            multiply!(
+                ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+                $dot, $operands, $out
+            );
+        } else {
+            multiply!(
+                [
+                    "tileloadd tmm0, [{out} + {line}*1]",
+                    "tileloadd tmm1, [{out} + {line}*1 + 1024]",
+                    "tileloadd tmm2, [{out} + {line}*1 + 2048]",
+                    "tileloadd tmm3, [{out} + {line}*1 + 3072]"
+                ],
+                $dot, $operands, $out
+            );
+        }
+    };
 }
 
-/// Writes the sums of u8 weights times i8 activations over all steps: four squares of 16 rows and 16
-/// columns, rows first 0 to 15 then 16 to 31, each with the two tiles in order.
+/// Adds the sums of u8 weights times i8 activations over all steps to `out`, or writes them if they are
+/// the `first`: four squares of 16 rows and 16 columns, the first rows with each tile of weights, then
+/// the others.
 ///
 /// # Safety
-/// The pointers are valid for what the steps read, `out` for 1024 values. At least one step.
+/// The pointers are valid for what the steps read, `out` for 1024 values; the tiles are whole. At least
+/// one step.
 #[inline(always)]
-pub(crate) unsafe fn int8(_: &Tiles, operands: Operands, out: *mut i32) {
+pub(crate) unsafe fn int8(_: &Tiles, operands: Operands, first: bool, out: *mut i32) {
     debug_assert!(operands.steps > 0);
     // SAFETY: the caller's pointers; the loop ends after `steps`.
+    unsafe { multiply!(first, "tdpbsud", operands, out) }
+}
+
+/// [`int8`] of bf16 weights and activations.
+///
+/// # Safety
+/// That of [`int8`].
+#[inline(always)]
+pub(crate) unsafe fn bf16(_: &Tiles, operands: Operands, first: bool, out: *mut f32) {
+    debug_assert!(operands.steps > 0);
+    // SAFETY: the caller's pointers; the loop ends after `steps`.
+    unsafe { multiply!(first, "tdpbf16ps", operands, out) }
+}
+
+/// Writes the sums of i8 weights times i8 activations over all steps to `out`, one square. Rows of a
+/// tile of weights lie 64 bytes apart.
+///
+/// # Safety
+/// The pointers are valid for what the steps read, `out` for 256 values. At least one step; tiles that
+/// are not whole have one.
+#[inline(always)]
+pub(crate) unsafe fn square(_: &Tiles, a: *const u8, b: *const u8, steps: usize, out: *mut i32) {
+    debug_assert!(steps > 0);
+    // SAFETY: the caller's pointers; the loop ends after `steps`.
     unsafe {
-        multiply!(
-            [
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3"
-            ],
-            "tdpbsud",
-            operands,
-            out
+        asm!(
+            "tilezero tmm0",
+            "2:",
+            "tileloadd tmm4, [{a} + {line}*1]",
+            "tileloadd tmm6, [{b} + {line}*1]",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "add {a}, 1024",
+            "add {b}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{out} + {line}*1], tmm0",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            steps = inout(reg) steps => _,
+            out = in(reg) out,
+            line = in(reg) 64_usize,
+            out("tmm0") _, out("tmm4") _, out("tmm6") _,
+            options(nostack),
         );
     }
 }
 
-/// Adds the products of bf16 weights and activations over all steps to the sums at `out`, four squares
-/// as in [`int8`].
+/// Copies codes that are 128 too large as what they stand for.
 ///
 /// # Safety
-/// As [`int8`].
+/// Both have `bytes`.
 #[inline(always)]
-pub(crate) unsafe fn bf16(_: &Tiles, operands: Operands, out: *mut f32) {
-    debug_assert!(operands.steps > 0);
-    // SAFETY: the caller's pointers; the loop ends after `steps`.
-    unsafe {
-        multiply!(
-            [
-                "tileloadd tmm0, [{out} + {line}*1]",
-                "tileloadd tmm1, [{out} + {line}*1 + 1024]",
-                "tileloadd tmm2, [{out} + {line}*1 + 2048]",
-                "tileloadd tmm3, [{out} + {line}*1 + 3072]"
-            ],
-            "tdpbf16ps",
-            operands,
-            out
-        );
+pub(crate) unsafe fn flip(from: *const u8, to: *mut u8, bytes: usize) {
+    for i in 0..bytes {
+        // SAFETY: the caller's pointers.
+        unsafe { to.add(i).write(from.add(i).read() ^ 0x80) }
     }
 }

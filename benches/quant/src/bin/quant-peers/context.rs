@@ -3,8 +3,9 @@
 use crate::Cli;
 use anyhow::{Context as _, Result};
 use ferrotune_benches_quant::rounds::{Rounds, Side, seconds};
+use ferrotune_benches_quant::threads::pinned;
 use ferrotune_quant::{Cpu, Isa, Rayon};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPool;
 use std::env;
 
 /// Rows of activations of a prefill.
@@ -28,8 +29,10 @@ impl Context {
             Some(threads) => threads,
             None => std::thread::available_parallelism()?.get(),
         };
-        // SAFETY: no other thread runs yet. candle takes its number of threads from here.
+        // candle asks for the number of threads here, and works on rayon's global ones.
+        // SAFETY: no other thread runs yet.
         unsafe { env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+        pinned(threads).build_global()?;
         let best = Isa::available().last();
         let without_matrices = Isa::available().filter(|isa| *isa != Isa::Amx).last();
         let mut isas = vec![best.context("no instructions")?];
@@ -40,7 +43,7 @@ impl Context {
         });
         Ok(Self {
             cli,
-            pool: ThreadPoolBuilder::new().num_threads(threads).build()?,
+            pool: pinned(threads).build()?,
             cpus: cpus.collect::<Result<_>>()?,
         })
     }

@@ -4,6 +4,7 @@ use crate::context::Context;
 use anyhow::Result;
 use ferrotune_benches_common::peer::Process;
 use ferrotune_benches_quant::rounds::Side;
+use ferrotune_benches_quant::threads::OPENMP;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::path::Path;
@@ -86,7 +87,7 @@ impl Worker {
         let mut command = Command::new(python);
         command.arg(script).arg(library);
         command.args(["--threads", &context.threads().to_string()]);
-        command.envs(variable);
+        command.envs(OPENMP).envs(variable);
         let (process, ready) = Process::start::<Ready>(library, command)?;
         for note in &ready.notes {
             println!("{library}: {note}");
