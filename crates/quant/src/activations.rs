@@ -178,6 +178,7 @@ impl Activations {
                 right: [0, self.cols],
             });
         }
+        let before = (self.rows, self.in_tiles);
         self.rows = x.rows();
         // In bf16 a single row too, so that it has the bits that it has among others.
         self.in_tiles =
@@ -191,15 +192,18 @@ impl Activations {
         };
         let (blocks, groups) = (self.blocks(), self.groups());
         let (words, scales) = (self.block_words(), self.stride * groups);
-        self.values.clear();
-        self.values.resize(blocks * words, 0);
-        if self.mode.is_int8() {
-            self.scales.clear();
-            self.scales.resize(blocks * scales, 0.0);
-            self.biases.clear();
-            self.biases.resize(blocks * scales, 0);
-            self.sums.clear();
-            self.sums.resize(blocks * scales, 0.0);
+        // In the same layout everything but the filling, which is zero, is written again.
+        if before != (self.rows, self.in_tiles) {
+            self.values.clear();
+            self.values.resize(blocks * words, 0);
+            if self.mode.is_int8() {
+                self.scales.clear();
+                self.scales.resize(blocks * scales, 0.0);
+                self.biases.clear();
+                self.biases.resize(blocks * scales, 0);
+                self.sums.clear();
+                self.sums.resize(blocks * scales, 0.0);
+            }
         }
         if self.cols == 0 {
             return Ok(());
@@ -313,7 +317,7 @@ impl<T: Element> Work for Fill<'_, T> {
                         return Err(place(col));
                     }
                     for (col, value) in row.iter().enumerate() {
-                        self.put(lane, col, &[value.to_f32().to_bits()]);
+                        self.put(lane, col, [value.to_f32().to_bits()], 1);
                     }
                 }
                 Mode::Bf16 => {
@@ -328,7 +332,7 @@ impl<T: Element> Work for Fill<'_, T> {
                             *word =
                                 u32::from(bf16_bits(*first)) | u32::from(bf16_bits(*second)) << 16;
                         }
-                        self.put(lane, i * PIECE / 2, &words[..piece.len().div_ceil(2)]);
+                        self.put(lane, i * PIECE / 2, words, piece.len().div_ceil(2));
                     }
                 }
                 Mode::Int8PerRow => {
@@ -370,6 +374,13 @@ const PIECE: usize = 16;
 #[inline(always)]
 fn piece_of<T: Element>(piece: &[T], clean: impl Fn(usize, f32) -> f32) -> [f32; PIECE] {
     let mut values = [0.0; PIECE];
+    // Its length known, a whole piece is one vector.
+    if let Ok(piece) = <&[T; PIECE]>::try_from(piece) {
+        for i in 0..PIECE {
+            values[i] = clean(i, piece[i].to_f32());
+        }
+        return values;
+    }
     for (i, (value, place)) in piece.iter().zip(&mut values).enumerate() {
         *place = clean(i, value.to_f32());
     }
@@ -377,17 +388,23 @@ fn piece_of<T: Element>(piece: &[T], clean: impl Fn(usize, f32) -> f32) -> [f32;
 }
 
 impl<T: Element> Fill<'_, T> {
-    /// Writes words of a row from word `first` on. In tiles they may not lie in two.
+    /// Writes the first `used` of some words, from word `first` of a row on. In tiles they may not lie in
+    /// two.
     #[inline(always)]
-    fn put(&mut self, lane: usize, first: usize, words: &[u32]) {
-        if self.in_tiles {
-            let at = first / 16 * 256 + lane * 16 + first % 16;
-            self.values[at..][..words.len()].copy_from_slice(words);
+    fn put<const N: usize>(&mut self, lane: usize, first: usize, words: [u32; N], used: usize) {
+        let (from, step) = if self.in_tiles {
+            (first / 16 * 256 + lane * 16 + first % 16, 1)
         } else {
-            let row = self.values[first * self.stride + lane..].iter_mut();
-            for (place, word) in row.step_by(self.stride).zip(words) {
-                *place = *word;
-            }
+            (first * self.stride + lane, self.stride)
+        };
+        let room = &mut self.values[from..];
+        // Its length known, this is one instruction.
+        if let (true, 1, Some(room)) = (used == N, step, room.first_chunk_mut::<N>()) {
+            *room = words;
+            return;
+        }
+        for (place, word) in room.iter_mut().step_by(step).zip(&words[..used]) {
+            *place = *word;
         }
     }
 
@@ -404,21 +421,24 @@ impl<T: Element> Fill<'_, T> {
         // Above 2¹²⁰ or so the quotient would overflow; below, a group of such denormals is zero.
         let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
         let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-        let mut sum = 0_i32;
+        let mut sums = [0_i32; PIECE];
         for (i, piece) in values.chunks(PIECE).enumerate() {
             let values = piece_of(piece, |col, value| clean(i * PIECE + col, value));
             let mut codes = [0_i8; PIECE];
             for (code, value) in codes.iter_mut().zip(values) {
                 *code = round_to_i8(value * inverse);
             }
-            sum += codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+            for (sum, code) in sums.iter_mut().zip(codes) {
+                *sum += i32::from(code);
+            }
             let mut words = [0; PIECE / 4];
             for (word, four) in words.iter_mut().zip(codes.as_chunks::<4>().0) {
                 *word = u32::from_le_bytes(four.map(i8::cast_unsigned));
             }
             let first = (g * self.group + i * PIECE) / 4;
-            self.put(lane, first, &words[..piece.len().div_ceil(4)]);
+            self.put(lane, first, words, piece.len().div_ceil(4));
         }
+        let sum = sums.iter().sum::<i32>();
         let scale = if inverse > 0.0 { amax / 127.0 } else { 0.0 };
         self.scales[g * self.stride + lane] = scale;
         self.biases[g * self.stride + lane] = sum.wrapping_mul(-128);

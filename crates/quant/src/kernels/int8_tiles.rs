@@ -5,6 +5,7 @@
 
 use super::weights::{Weights, prefetch_part};
 use super::{Gemm, store};
+use crate::bytes::Line;
 use crate::packed::Packed;
 use crate::simd::amx::{self, Operands, Tiles};
 use crate::simd::{LANES, Simd};
@@ -217,8 +218,8 @@ unsafe fn square<S: Simd, const PER_ROW: bool>(
     let Range { start, end } = columns.groups;
     let size = 8 * weights.eights;
     let steps = size.div_ceil(64);
-    // Sums of this group and of the next, which is on its way while this one is scaled.
-    let mut room = [core::mem::MaybeUninit::<crate::bytes::Line>::uninit(); 2 * LANES];
+    // Sums of two groups and of the next two, which are on their way while these are scaled.
+    let mut room = [core::mem::MaybeUninit::<Line>::uninit(); 4 * LANES];
     let sums = room.as_mut_ptr().cast::<i32>();
     let mut acc = [simd.splat(0.0); LANES];
     // SAFETY: the caller's pointers.
@@ -228,11 +229,16 @@ unsafe fn square<S: Simd, const PER_ROW: bool>(
             .as_ptr()
             .add(columns.block * x.block_words())
             .cast::<u8>();
-        let multiply = |group: usize| {
+        let place_of = |group: usize| {
             let column = group * size;
             let a = a.add(column / 64 * amx::BYTES + column % 64);
-            let b = columns.codes.add((group - start) * size * LANES);
-            amx::square(registers, a, b, steps, sums.add(group % 2 * SQUARE));
+            (a, columns.codes.add((group - start) * size * LANES))
+        };
+        let multiply = |group: usize| {
+            let (a0, b0) = place_of(group);
+            let (a1, b1) = place_of((group + 1).min(end - 1));
+            let sums = sums.add((group - start) % 4 * SQUARE);
+            amx::squares(registers, [a0, a1], [b0, b1], steps, sums);
         };
         multiply(start);
         if start > 0 {
@@ -241,10 +247,11 @@ unsafe fn square<S: Simd, const PER_ROW: bool>(
             }
         }
         for group in start..end {
-            if group + 1 < end {
-                multiply(group + 1);
+            let nth = group - start;
+            if nth % 2 == 0 && group + 2 < end {
+                multiply(group + 2);
             }
-            let sums = sums.add(group % 2 * SQUARE);
+            let sums = sums.add(nth % 4 * SQUARE);
             let place = weights.place(columns.tile, group);
             let scale_w = weights.scale(simd, place);
             let row = (columns.block * weights.groups + group) * LANES;

@@ -216,34 +216,49 @@ pub(crate) unsafe fn bf16(_: &Tiles, operands: Operands, first: bool, out: *mut 
     unsafe { multiply!(first, "tdpbf16ps", operands, out) }
 }
 
-/// Writes the sums of i8 weights times i8 activations over all steps to `out`, one square. Rows of a
-/// tile of weights lie 64 bytes apart.
+/// Writes the sums of i8 weights times i8 activations over all steps to `out`: a square of the first
+/// tiles, and one of the second. Rows of a tile of weights lie 64 bytes apart.
 ///
 /// # Safety
-/// The pointers are valid for what the steps read, `out` for 256 values. At least one step; tiles that
+/// The pointers are valid for what the steps read, `out` for 512 values. At least one step; tiles that
 /// are not whole have one.
 #[inline(always)]
-pub(crate) unsafe fn square(_: &Tiles, a: *const u8, b: *const u8, steps: usize, out: *mut i32) {
+pub(crate) unsafe fn squares(
+    _: &Tiles,
+    a: [*const u8; 2],
+    b: [*const u8; 2],
+    steps: usize,
+    out: *mut i32,
+) {
     debug_assert!(steps > 0);
     // SAFETY: the caller's pointers; the loop ends after `steps`.
     unsafe {
         asm!(
             "tilezero tmm0",
+            "tilezero tmm1",
             "2:",
-            "tileloadd tmm4, [{a} + {line}*1]",
-            "tileloadd tmm6, [{b} + {line}*1]",
+            "tileloadd tmm4, [{a0} + {line}*1]",
+            "tileloadd tmm6, [{b0} + {line}*1]",
             "tdpbssd tmm0, tmm4, tmm6",
-            "add {a}, 1024",
-            "add {b}, 1024",
+            "tileloadd tmm5, [{a1} + {line}*1]",
+            "tileloadd tmm7, [{b1} + {line}*1]",
+            "tdpbssd tmm1, tmm5, tmm7",
+            "add {a0}, 1024",
+            "add {b0}, 1024",
+            "add {a1}, 1024",
+            "add {b1}, 1024",
             "dec {steps}",
             "jnz 2b",
             "tilestored [{out} + {line}*1], tmm0",
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
+            "tilestored [{out} + {line}*1 + 1024], tmm1",
+            a0 = inout(reg) a[0] => _,
+            a1 = inout(reg) a[1] => _,
+            b0 = inout(reg) b[0] => _,
+            b1 = inout(reg) b[1] => _,
             steps = inout(reg) steps => _,
             out = in(reg) out,
             line = in(reg) 64_usize,
-            out("tmm0") _, out("tmm4") _, out("tmm6") _,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
     }

@@ -28,6 +28,7 @@ pub fn run(context: &Context) -> Result<()> {
         for (name, packed, mode) in [
             ("int8, row", &row, Mode::Int8PerRow),
             ("int8, group 32", &group, Mode::Int8PerGroup),
+            ("int8, group 32", &group, Mode::Int8PerRow),
             ("MXFP4", &mxfp4, Mode::Int8PerGroup),
             ("NF4, 64", &nf4, Mode::Int8PerGroup),
             ("int8, row", &row, Mode::Bf16),
@@ -62,7 +63,8 @@ fn product(
 
     let (unit, activations_in) = match mode {
         Mode::Bf16 => (Unit::bf16(cpu.isa()), "bf16"),
-        _ => (Unit::int8(cpu.isa()), "int8"),
+        Mode::Int8PerGroup => (Unit::int8(cpu.isa()), "int8, group"),
+        _ => (Unit::int8(cpu.isa()), "int8, row"),
     };
     let work = || Ok(packed.gemm(&activations, &mut y, &mut scratch, cpu)?);
     let rounds = context.rounds(vec![
