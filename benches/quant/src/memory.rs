@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Mutex;
 
 /// Bytes that a thread takes at a time.
-const PIECE: usize = 1 << 17;
+const PIECE: usize = 1 << 19;
 
 /// Reads all of it once.
 pub fn read(parts: &[&[u8]]) {

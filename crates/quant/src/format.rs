@@ -440,9 +440,12 @@ pub fn sizes<F: Format>(format: &F, rows: usize, cols: usize) -> Result<[usize; 
     ])
 }
 
-/// Rows that make a piece of work for a thread: about 64 Ki elements, an even number.
+/// Elements that make a piece of work for a thread, about.
+const PIECE: usize = 131_072;
+
+/// Rows that make a piece: an even number.
 fn rows_a_piece(cols: usize) -> usize {
-    (65536 / cols.max(1)).next_multiple_of(2).max(2)
+    (PIECE / cols.max(1)).next_multiple_of(2).max(2)
 }
 
 /// Quantizes a matrix into the caller's memory and returns what is to be stored for the tensor.
@@ -582,7 +585,7 @@ impl<F: Format, T: Element> Job<'_, F, T> {
             grouping,
             groups,
             count: all.div_ceil(groups),
-            piece: (65536 / (size * groups).max(1)).max(1),
+            piece: (PIECE / (size * groups).max(1)).max(1),
         }
     }
 
@@ -643,7 +646,10 @@ impl<F: Format, T: Element> Job<'_, F, T> {
     }
 }
 
-/// [`measure`] compiled for an instruction set.
+/// Elements that are measured before memory is asked for more.
+const MEASURED: usize = 1024;
+
+/// The smallest and largest value, found by an instruction set.
 struct Measure<'a, T> {
     values: &'a [T],
 }
@@ -652,8 +658,21 @@ impl<T: Element> Work for Measure<'_, T> {
     type Output = Result<Extent, usize>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> Self::Output {
-        extent::<T, true>(self.values)
+    fn run<S: Simd>(self, simd: S) -> Self::Output {
+        let ahead = simd::bytes_ahead();
+        if ahead == 0 {
+            return extent::<T, true>(self.values);
+        }
+        let mut whole = Extent::NOTHING;
+        for (i, piece) in self.values.chunks(MEASURED).enumerate() {
+            for line in (0..size_of_val(piece)).step_by(64) {
+                simd.prefetch(piece.as_ptr().cast::<u8>().wrapping_add(ahead + line));
+            }
+            let extent = extent::<T, true>(piece).map_err(|place| i * MEASURED + place)?;
+            whole.min = whole.min.min(extent.min);
+            whole.max = whole.max.max(extent.max);
+        }
+        Ok(whole)
     }
 }
 
@@ -745,10 +764,11 @@ impl<F: Format, T: Element> Work for Encode<'_, F, T> {
     type Output = Result<(), usize>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> Self::Output {
+    fn run<S: Simd>(self, simd: S) -> Self::Output {
         let Job { format, matrix, .. } = self.job;
         let cols = matrix.cols();
         let size = self.grouping.size().unwrap_or(cols);
+        let ahead = ahead(size * size_of::<T>());
         let (mut row, mut col) = (self.first / cols, self.first % cols);
         let mut place = 0;
         for scale in self.scales {
@@ -778,9 +798,9 @@ impl<F: Format, T: Element> Work for Encode<'_, F, T> {
                 (row, col) = (row + 1, 0);
             }
             if clean {
-                encode_run::<F, T>(&encoder, values, codes, |value| value);
+                encode_run::<S, F, T>(simd, &encoder, values, codes, ahead, |value| value);
             } else {
-                encode_run::<F, T>(&encoder, values, codes, |value| {
+                encode_run::<S, F, T>(simd, &encoder, values, codes, ahead, |value| {
                     replaced(value, extent.amax)
                 });
             }
@@ -802,8 +822,9 @@ impl<F: Format, T: Element> Work for EncodeRows<'_, F, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let cols = self.job.matrix.cols();
+        let ahead = simd::bytes_ahead();
         for (i, row) in self.rows.enumerate() {
             let codes = Codes {
                 bytes: self.codes,
@@ -812,9 +833,9 @@ impl<F: Format, T: Element> Work for EncodeRows<'_, F, T> {
             let values = self.job.matrix.row(row);
             let largest = self.largest;
             if self.job.non_finite == NonFinite::Refuse {
-                encode_run::<F, T>(&self.encoder, values, codes, |value| value);
+                encode_run::<S, F, T>(simd, &self.encoder, values, codes, ahead, |value| value);
             } else {
-                encode_run::<F, T>(&self.encoder, values, codes, |value| {
+                encode_run::<S, F, T>(simd, &self.encoder, values, codes, ahead, |value| {
                     replaced(value, largest)
                 });
             }
@@ -837,17 +858,34 @@ struct Codes<'a> {
     first: usize,
 }
 
+/// How far ahead of the values that are encoded memory is asked for more: a group is read twice, and
+/// should be there before it is measured.
+fn ahead(group_bytes: usize) -> usize {
+    let near = simd::bytes_ahead();
+    if near > 0 && (near..=524_288).contains(&group_bytes) {
+        group_bytes
+    } else {
+        near
+    }
+}
+
+/// Encodes a run of elements, asking memory for what lies `ahead` bytes further, if it is not 0.
 #[inline(always)]
-fn encode_run<F: Format, T: Element>(
+fn encode_run<S: Simd, F: Format, T: Element>(
+    simd: S,
     encoder: &F::Encoder,
     values: &[T],
     codes: Codes,
+    ahead: usize,
     clean: impl Fn(f32) -> f32,
 ) {
     let (chunks, rest) = values.as_chunks::<16>();
     let whole = chunks.len() * 16;
     let Codes { bytes, first } = codes;
     let encode = |chunk: &[T; 16]| {
+        if ahead > 0 {
+            simd.prefetch(chunk.as_ptr().cast::<u8>().wrapping_add(ahead));
+        }
         let mut values = [0.0; 16];
         for (value, element) in values.iter_mut().zip(chunk) {
             *value = clean(element.to_f32());

@@ -45,8 +45,11 @@ impl Packed<'_> {
             return Ok(());
         }
         let parts = Parts::new(out);
-        // About 128 KiB a piece: enough to be worth a turn, few enough that two threads end together.
-        let run = (131_072 / self.tile_bytes().max(1)).max(1);
+        // About 512 KiB a piece: memory takes its time at the beginning of each. Of a small matrix less,
+        // so that all threads end together.
+        let pieces = 8 * cpu.parallel().threads().max(1);
+        let bytes = (self.bytes() / pieces).min(524_288);
+        let run = (bytes / self.tile_bytes().max(1)).max(1);
         for_each(cpu.parallel(), self.tiles(), run, |_, tiles| {
             // SAFETY: tiles are handed out once, and so are their rows.
             let out = unsafe { parts.part(tiles.start * LANES..tiles.end * LANES) };

@@ -21,6 +21,13 @@ pub fn run(context: &Context) -> Result<()> {
     );
     let weights = context.on_threads(|| data::uniform(ROWS * COLS, 1));
     let mut to = vec![0.0; weights.len()];
+    format(
+        context,
+        "int8, tensor",
+        Int8(Grouping::Tensor),
+        &weights,
+        &mut to,
+    )?;
     format(context, "int8, row", Int8(Grouping::Row), &weights, &mut to)?;
     format(
         context,
