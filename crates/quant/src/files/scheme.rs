@@ -232,22 +232,8 @@ impl Scheme {
                 let layer = nvfp4::read(file, prefix, NvFp4Keys::ModelOpt)?;
                 Box::new(layer.matrix)
             }
-            Self::Gptq => {
-                let matrix = gptq::read(file, prefix, ZeroConvention::MinusOne)?;
-                let wrap = |error| Error::matrix(file.path(), prefix, error);
-                match matrix.to_quantized().map_err(wrap)? {
-                    (matrix, None) => Box::new(matrix),
-                    (_, Some(_)) => {
-                        let key = format!("{prefix}.g_idx");
-                        let reason = "input features out of order, which gptq::read reads";
-                        return Err(Error::content(file.path(), &key, reason));
-                    }
-                }
-            }
-            Self::Awq => {
-                let matrix = awq::read(file, prefix)?.to_quantized();
-                Box::new(matrix.map_err(|error| Error::matrix(file.path(), prefix, error))?)
-            }
+            Self::Gptq => Box::new(gptq::read(file, prefix, ZeroConvention::MinusOne)?),
+            Self::Awq => Box::new(awq::read(file, prefix)?),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{bytes_of, common, copied, open};
 use ferrotune_quant::files::{NewTensor, Safetensors, Scheme, awq, gptq};
-use ferrotune_quant::{Awq, Gptq, ZeroConvention};
+use ferrotune_quant::{Awq, Cpu, Gptq, Packed, ZeroConvention};
 use safetensors::Dtype;
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
@@ -64,25 +64,23 @@ fn what_is_packed_is_the_peers() {
     }
 }
 
-/// A matrix has its columns in order, so a layer that has not is not taken for one.
+/// Values are right whatever the order of the columns; products want groups of neighbours.
 #[test]
 fn layers_are_found_by_their_keys() {
     let file = open("gptq");
     let file = file.tensors();
     let found = [(K.to_owned(), Scheme::Gptq), (Q.to_owned(), Scheme::Gptq)];
     assert_eq!(Scheme::layers(&file), found);
-    let expected = common::Recorded::open("files/gptq.expected.safetensors");
-    let matrix = Scheme::Gptq.read(&file, Q).unwrap();
-    let expected = expected.floats(&format!("{Q}.weight"));
-    assert_eq!(crate::dequantize(&*matrix), expected);
-    let Err(error) = Scheme::Gptq.read(&file, K) else {
-        panic!("read out of order");
-    };
-    assert!(
-        error
-            .to_string()
-            .contains("k_proj.g_idx: input features out of order")
-    );
+    let recorded = common::Recorded::open("files/gptq.expected.safetensors");
+    for (prefix, neighbours) in [(Q, true), (K, false)] {
+        let matrix = Scheme::Gptq.read(&file, prefix).unwrap();
+        let expected = recorded.floats(&format!("{prefix}.weight"));
+        assert_eq!(crate::dequantize(&*matrix), expected);
+        match Packed::new(&*matrix, &Cpu::detect()) {
+            Ok(packed) => assert!(neighbours && packed.shape() == matrix.shape()),
+            Err(error) => assert!(!neighbours && error.to_string().contains("input feature")),
+        }
+    }
     let file = open("awq");
     let found = [(K.to_owned(), Scheme::Awq), (Q.to_owned(), Scheme::Awq)];
     assert_eq!(Scheme::layers(&file.tensors()), found);
