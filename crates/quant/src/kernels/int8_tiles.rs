@@ -109,30 +109,47 @@ unsafe fn rows<S: Simd, const PER_ROW: bool>(simd: S, weights: Weights<S>, gemm:
                 }
             }
             for t in 0..count {
-                let place = weights.place(tile + t, 0);
-                let scale_w = weights.scale(simd, place);
-                for (i, block) in gemm.blocks.clone().enumerate() {
-                    let sums = sums.add((2 * i + t) * SQUARE);
-                    for r in 0..LANES.min(x.rows - block * LANES) {
-                        let row = block * LANES + r;
-                        let sum = simd.load_i(sums.add(r * LANES).cast());
-                        let sum = simd.add_i(sum, simd.splat_i(x.biases[row]));
-                        let mut scale = scale_w;
-                        let mut factor = weights.factor;
-                        if PER_ROW {
-                            factor *= x.scales[row];
-                        } else {
-                            scale = simd.mul(scale, simd.splat(x.scales[row]));
-                        }
-                        let mut y = simd.fma(simd.to_float(sum), scale, simd.splat(0.0));
-                        if weights.shifted {
-                            let shift = simd.load(weights.shifts.add(place));
-                            y = simd.fma(shift, simd.splat(x.sums[row]), y);
-                        }
-                        let y = simd.mul(y, simd.splat(factor));
-                        store(simd, y, gemm.out, weights.rows, row, tile + t);
-                    }
+                let sums = sums.add(t * SQUARE);
+                scale_rows::<S, PER_ROW>(simd, &weights, &gemm, tile + t, sums);
+            }
+        }
+    }
+}
+
+/// Writes the results of a tile. `sums` begins with its square of the first 16 rows; that of the next is
+/// two squares further.
+#[inline(always)]
+unsafe fn scale_rows<S: Simd, const PER_ROW: bool>(
+    simd: S,
+    weights: &Weights<S>,
+    gemm: &Gemm,
+    tile: usize,
+    sums: *const i32,
+) {
+    let x = gemm.x;
+    // SAFETY: within the matrix, the activations and the sums.
+    unsafe {
+        let place = weights.place(tile, 0);
+        let scale_w = weights.scale(simd, place);
+        for (i, block) in gemm.blocks.clone().enumerate() {
+            let sums = sums.add(2 * i * SQUARE);
+            for r in 0..LANES.min(x.rows - block * LANES) {
+                let row = block * LANES + r;
+                let sum = simd.load_i(sums.add(r * LANES).cast());
+                let sum = simd.add_i(sum, simd.splat_i(x.biases[row]));
+                let (mut scale, mut factor) = (scale_w, weights.factor);
+                if PER_ROW {
+                    factor *= x.scales[row];
+                } else {
+                    scale = simd.mul(scale, simd.splat(x.scales[row]));
                 }
+                let mut y = simd.fma(simd.to_float(sum), scale, simd.splat(0.0));
+                if weights.shifted {
+                    let shift = simd.load(weights.shifts.add(place));
+                    y = simd.fma(shift, simd.splat(x.sums[row]), y);
+                }
+                let y = simd.mul(y, simd.splat(factor));
+                store(simd, y, gemm.out, weights.rows, row, tile);
             }
         }
     }
