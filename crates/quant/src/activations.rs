@@ -39,6 +39,13 @@ impl Mode {
     }
 }
 
+pub(crate) fn int8_of_floats() -> Error {
+    Error::Unsupported {
+        operation: "int8 product",
+        reason: "the weights are 8-bit floats; multiply them in f32 or bf16".into(),
+    }
+}
+
 /// Activations `[rows, cols]` in a [`Mode`], laid out for the products of matrices with the same
 /// columns and groups. Several matrices can share them, and they can be [`set`](Self::set) again
 /// without allocating.
@@ -80,10 +87,7 @@ impl Activations {
     /// An int8 mode with weights whose codes are not integers times a unit.
     pub fn new(matrix: &Packed, mode: Mode) -> Result<Self> {
         if mode.is_int8() && matches!(matrix.structure.levels, Levels::Bytes(_)) {
-            return Err(Error::Unsupported {
-                operation: "int8 product",
-                reason: "the weights are 8-bit floats; multiply them in f32 or bf16".into(),
-            });
+            return Err(int8_of_floats());
         }
         Ok(Self {
             mode,
@@ -270,7 +274,9 @@ impl Activations {
         self.is_outlier.resize(self.cols, false);
         for row in 0..x.rows() {
             for (value, is_outlier) in x.row(row).iter().zip(&mut self.is_outlier) {
-                *is_outlier |= value.to_f32().abs() >= self.threshold;
+                // Where the threshold is no number nothing is ordinary.
+                let ordinary = value.to_f32().abs() < self.threshold;
+                *is_outlier |= !ordinary;
             }
         }
         let columns = self.is_outlier.iter().enumerate();

@@ -8,11 +8,15 @@
 //! | mode | bound |
 //! |---|---|
 //! | f32 | γ(n + 4) · Σ \|w·x\| |
-//! | bf16 | (2⁻⁷ + 2⁻¹⁶ + γ(n + 6)) · Σ \|w·x\|, and n · 2⁻¹²⁶ for denormals that the processor flushes |
+//! | bf16 | (2⁻⁷ + 2⁻¹⁶ + γ(n + 6)) · Σ \|w·x\| |
 //! | int8 | Σ \|w\| · (½ + 2⁻¹⁴) · s, where s is the scale of an activation, and for tables Σ \|w − w′\| · \|x′\| with the weights w′ and activations x′ that int8 holds, and γ(3g + 6) · Σ \|w′·x′\| for g groups |
 //!
 //! An f32 product rounds once for each of n terms; a bf16 one rounds both factors to 8 bits first; an
 //! int8 one rounds activations to 127 steps, and a table's entries to whole steps of its unit.
+//!
+//! To these comes what is lost where numbers become denormal, as much as each such number can lose: at most
+//! 2⁻¹⁴⁹, and in bf16, where processors take denormals for zero, 2⁻¹²⁶. The bound is infinite where the
+//! product may overflow, or a sum on the way to it.
 
 use crate::activations::Mode;
 use crate::element::Element;
@@ -48,30 +52,41 @@ impl Packed<'_> {
         let whole = amax(x).map_err(non_finite)?;
         for (row, bound) in bounds.iter_mut().enumerate() {
             *bound = match mode {
-                Mode::F32 => gamma(cols + 4) * self.terms(row, x).sum::<f64>(),
-                Mode::Bf16 => {
-                    let relative = 2_f64.powi(-7) + 2_f64.powi(-16) + gamma(cols + 6);
-                    relative * self.terms(row, x).sum::<f64>() + cols as f64 * 2_f64.powi(-126)
-                }
+                Mode::F32 | Mode::Bf16 => self.float_bound(mode, row, x),
                 _ => self.int8_bound(mode, row, x, whole),
             };
         }
         Ok(())
     }
 
-    /// |w·x| of each column.
-    fn terms<T: Element>(&self, row: usize, x: &[T]) -> impl Iterator<Item = f64> {
-        let products = x.iter().enumerate();
-        products.map(move |(col, x)| (self.exact(row, col).0 * f64::from(x.to_f32())).abs())
+    fn float_bound<T: Element>(&self, mode: Mode, row: usize, x: &[T]) -> f64 {
+        let factor = f64::from(self.structure.factor).abs();
+        // Sums of magnitudes. The factor is applied at the end, so it is left out of the weights.
+        let (mut terms, mut weights, mut values, mut largest) = (0.0, 0.0, 0.0, 0.0);
+        for (col, x) in x.iter().enumerate() {
+            let (w, x) = (self.weight(row, col).0.abs(), f64::from(x.to_f32()).abs());
+            (terms, weights, values) = (terms + w * x, weights + w, values + x);
+            largest = w.max(x).max(largest);
+        }
+        let n = x.len() as f64;
+        let (relative, lost) = match mode {
+            Mode::Bf16 => {
+                let relative = 2_f64.powi(-7) + 2_f64.powi(-16) + gamma(x.len() + 6);
+                (relative, FLUSHED * (n + values + weights))
+            }
+            _ => (gamma(x.len() + 4), DENORMAL * (n + values)),
+        };
+        if largest.max(terms).max(factor * terms) >= OVERFLOW {
+            return f64::INFINITY;
+        }
+        factor * (relative * terms + lost) + DENORMAL
     }
 
-    /// A weight as it is, and as an int8 product holds it.
-    fn exact(&self, row: usize, col: usize) -> (f64, f64) {
+    /// A weight as it is, and as an int8 product holds it, without the matrix's factor.
+    fn weight(&self, row: usize, col: usize) -> (f64, f64) {
         let (scale, shift) = self.affine(row, col / self.structure.group);
         let code = self.code(row, col);
-        let value = |level: f64| {
-            (level * f64::from(scale) + f64::from(shift)) * f64::from(self.structure.factor)
-        };
+        let value = |level: f64| level * f64::from(scale) + f64::from(shift);
         let held = match &self.structure.levels {
             Levels::Table { steps, unit, .. } => {
                 f64::from(steps[usize::from(code)]) * f64::from(*unit)
@@ -85,8 +100,14 @@ impl Packed<'_> {
     }
 
     fn int8_bound<T: Element>(&self, mode: Mode, row: usize, x: &[T], whole: f32) -> f64 {
-        let mut bound = 0.0;
-        let mut magnitude = 0.0;
+        let factor = f64::from(self.structure.factor).abs();
+        let unit = match &self.structure.levels {
+            Levels::Table { unit, .. } => f64::from(*unit).abs(),
+            _ => 1.0,
+        };
+        let (mut bound, mut magnitude, mut lost, mut sums) = (0.0, 0.0, 0.0, 0.0);
+        // Of a group's two scales, or its shift and the sum of its activations.
+        let mut product: f64 = 0.0;
         for (group, values) in x.chunks(self.structure.group).enumerate() {
             let amax = match mode {
                 Mode::Int8PerRow => whole,
@@ -99,15 +120,48 @@ impl Packed<'_> {
                 f64::from(amax)
             };
             for (i, x) in values.iter().enumerate() {
-                let (exact, held) = self.exact(row, group * self.structure.group + i);
+                let (exact, held) = self.weight(row, group * self.structure.group + i);
                 let x = f64::from(x.to_f32()).abs() + step;
                 bound += exact.abs() * step + (exact - held).abs() * x;
                 magnitude += held.abs() * x;
             }
+            // The largest sum of integers, and what the scales and shifts make of it.
+            let (scale, shift) = self.affine(row, group);
+            let (scale, shift) = (f64::from(scale).abs(), f64::from(shift).abs());
+            let integers = values.len() as f64 * 127.0;
+            let sum = integers * (128.0 * scale + shift);
+            sums += sum;
+            product = product.max(scale.max(shift * integers) * 2.0 * step);
+            // Three roundings of scales, of what they multiply, and of the sum.
+            lost += DENORMAL
+                * (2.0 + integers * 128.0 * (1.0 + scale) + shift * (1.0 + integers) + sum);
         }
-        bound + gamma(3 * self.groups() + 6) * magnitude
+        let largest = (magnitude / unit.min(1.0)).max(factor * magnitude);
+        let on_the_way = if mode == Mode::Int8PerRow {
+            sums
+        } else {
+            product
+        };
+        if largest.max(on_the_way) >= OVERFLOW {
+            return f64::INFINITY;
+        }
+        // What is lost before the last factors grows with them.
+        let scale = if mode == Mode::Int8PerRow {
+            f64::from(whole) / 127.0
+        } else {
+            1.0
+        };
+        let last = (factor * unit).max(1.0) * scale.max(1.0);
+        factor * (bound + gamma(3 * self.groups() + 6) * magnitude) + last * (lost + DENORMAL)
     }
 }
+
+/// The least that a float can be off where it is not exact.
+const DENORMAL: f64 = f32::from_bits(1) as f64;
+/// What processors take for zero in bf16 is below this.
+const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
+/// What may round to infinity, in bf16 too.
+const OVERFLOW: f64 = 3.3e38;
 
 fn gamma(k: usize) -> f64 {
     let ku = k as f64 * 2_f64.powi(-24);

@@ -16,8 +16,9 @@ use crate::error::{Error, Result, length};
 use crate::float::f32_to_e4m3;
 use crate::format::Levels;
 use crate::matrix::{Matrix, ScaleType, Structure};
-use crate::parallel::{Parts, for_each, worker_slots};
+use crate::parallel::{Parts, Turns};
 use crate::simd::LANES;
+use crate::view::elements;
 use alloc::{format, vec, vec::Vec};
 use half::f16;
 
@@ -139,10 +140,13 @@ impl<'a> Packed<'a> {
                 "4-bit codes without a table of 16, or one beside bytes".into(),
             ));
         }
-        let lanes = rows.div_ceil(LANES) * LANES;
-        let depth = cols.next_multiple_of(8);
-        let groups = lanes * cols.div_ceil(group);
-        let codes = crate::view::elements(lanes, depth)?;
+        let full = |side: usize, to: usize| {
+            let full = side.checked_next_multiple_of(to);
+            full.ok_or_else(|| unsupported(format!("[{rows}, {cols}] is too large to be counted")))
+        };
+        let lanes = full(rows, LANES)?;
+        let codes = elements(lanes, full(cols, 8)?)?;
+        let groups = elements(lanes, cols.div_ceil(group))?;
         Ok(PackedSizes {
             codes: if structure.nibbles { codes / 2 } else { codes },
             scales: groups * structure.scales.bytes(),
@@ -293,10 +297,10 @@ impl Packed<'static> {
         let codes = Parts::new(packed.codes.as_mut());
         let scales = Parts::new(packed.scales.as_mut());
         let shifts = Parts::new(packed.shifts.as_mut());
-        let workers = worker_slots(cpu.parallel(), tiles, 1);
-        let mut rooms = vec![(vec![0_u8; depth], vec![0_f32; 2 * groups]); workers];
+        let turns = Turns::new(cpu.parallel(), tiles, 1);
+        let mut rooms = vec![(vec![0_u8; depth], vec![0_f32; 2 * groups]); turns.slots()];
         let rooms = Parts::new(&mut rooms);
-        for_each(cpu.parallel(), tiles, 1, |worker, range| {
+        turns.each(|worker, range| {
             // SAFETY: no two calls have the same worker at the same time.
             let (row_codes, row_scales) = &mut unsafe { rooms.part(worker..worker + 1) }[0];
             let (row_scales, row_shifts) = row_scales.split_at_mut(groups);

@@ -44,14 +44,21 @@ impl Parallel for Rayon {
     }
 
     fn run(&self, pieces: usize, piece: &(dyn Fn(usize) + Sync)) {
-        rayon::scope(|scope| {
-            for i in 1..pieces {
-                scope.spawn(move |_| piece(i));
-            }
-            if pieces > 0 {
-                piece(0);
-            }
-        });
+        halve(0..pieces, piece);
+    }
+}
+
+/// Runs pieces by halves, since `join` allocates nothing.
+#[cfg(feature = "rayon")]
+fn halve(pieces: Range<usize>, piece: &(dyn Fn(usize) + Sync)) {
+    match pieces.len() {
+        0 => {}
+        1 => piece(pieces.start),
+        count => {
+            let middle = pieces.start + count / 2;
+            let (left, right) = (pieces.start..middle, middle..pieces.end);
+            rayon::join(|| halve(left, piece), || halve(right, piece));
+        }
     }
 }
 
@@ -93,52 +100,70 @@ impl<F: Fn(usize, &(dyn Fn(usize) + Sync)) + Sync> Parallel for With<F> {
     }
 }
 
-/// Hands `0..items` out in runs of `run` to as many workers as there are threads; a worker that is
-/// held up takes fewer. `work(worker, range)` is called with a worker number that no other call has at
-/// the same time, below [`workers`]; each item is in exactly one range, whatever the backend does.
+/// Work that is handed out to workers: `0..items` in runs of `run`; a worker that is held up takes fewer.
+pub(crate) struct Turns<'a> {
+    parallel: &'a dyn Parallel,
+    items: usize,
+    run: usize,
+    /// As many as there are threads. Asked for once: a backend may answer otherwise the next time.
+    workers: usize,
+}
+
+impl<'a> Turns<'a> {
+    pub fn new(parallel: &'a dyn Parallel, items: usize, run: usize) -> Self {
+        let run = run.max(1);
+        let most = items.div_ceil(run).max(1);
+        Self {
+            parallel,
+            items,
+            run,
+            workers: parallel.threads().clamp(1, most),
+        }
+    }
+
+    /// How many worker numbers [`each`](Self::each) uses: one a thread, and one for the caller's clean-up.
+    pub fn slots(&self) -> usize {
+        self.workers + 1
+    }
+
+    /// Calls `work(worker, range)` with a worker number that no other call has at the same time, below
+    /// [`slots`](Self::slots); each item is in exactly one range, whatever the backend does.
+    pub fn each(&self, work: impl Fn(usize, Range<usize>) + Sync) {
+        let next = AtomicUsize::new(0);
+        let arrived = AtomicUsize::new(0);
+        let piece = |_: usize| {
+            // Not the backend's number: a backend that repeats one must not make two workers share.
+            let worker = arrived.fetch_add(1, Ordering::Relaxed);
+            if worker > self.workers {
+                return;
+            }
+            loop {
+                let begin = next.fetch_add(self.run, Ordering::Relaxed);
+                if begin >= self.items {
+                    break;
+                }
+                work(worker, begin..self.items.min(begin + self.run));
+            }
+        };
+        if self.workers > 1 {
+            self.parallel.run(self.workers, &piece);
+        }
+        // The only worker, or the one that does what a backend left.
+        if next.load(Ordering::Relaxed) < self.items {
+            arrived.store(self.workers, Ordering::Relaxed);
+            piece(0);
+        }
+    }
+}
+
+/// [`Turns::each`] where no worker needs room of its own.
 pub(crate) fn for_each(
     parallel: &dyn Parallel,
     items: usize,
     run: usize,
     work: impl Fn(usize, Range<usize>) + Sync,
 ) {
-    let run = run.max(1);
-    let next = AtomicUsize::new(0);
-    let arrived = AtomicUsize::new(0);
-    let workers = workers(parallel, items, run);
-    let piece = |_: usize| {
-        // Not the backend's number: a backend that repeats one must not make two workers share.
-        let worker = arrived.fetch_add(1, Ordering::Relaxed);
-        if worker > workers {
-            return;
-        }
-        loop {
-            let begin = next.fetch_add(run, Ordering::Relaxed);
-            if begin >= items {
-                break;
-            }
-            work(worker, begin..items.min(begin + run));
-        }
-    };
-    if workers > 1 {
-        parallel.run(workers, &piece);
-    }
-    // The only worker, or the one that does what a backend left.
-    if next.load(Ordering::Relaxed) < items {
-        arrived.store(workers, Ordering::Relaxed);
-        piece(0);
-    }
-}
-
-/// How many worker numbers [`for_each`] uses: one a thread, and one for the caller's clean-up.
-pub(crate) fn worker_slots(parallel: &dyn Parallel, items: usize, run: usize) -> usize {
-    workers(parallel, items, run) + 1
-}
-
-fn workers(parallel: &dyn Parallel, items: usize, run: usize) -> usize {
-    parallel
-        .threads()
-        .clamp(1, items.div_ceil(run.max(1)).max(1))
+    Turns::new(parallel, items, run).each(work);
 }
 
 /// A slice of which each worker takes parts that no other takes.

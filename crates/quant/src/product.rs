@@ -1,12 +1,13 @@
 //! `y = x · Wᵀ`: the entry points, and how the work is dealt out.
 
-use crate::activations::Activations;
+use crate::activations::{Activations, int8_of_floats};
 use crate::cpu::{Cpu, Isa};
 use crate::element::fma;
 use crate::error::{Error, Result, length};
+use crate::format::Levels;
 use crate::kernels::{Gemm, float, gemv::Gemv, int8};
 use crate::packed::{Packed, Scratch};
-use crate::parallel::{Parts, for_each, worker_slots};
+use crate::parallel::{Parts, Turns, for_each};
 use crate::simd::{self, LANES};
 
 /// Rows of activations that are multiplied with all tiles before the next: a cache of the second level
@@ -70,8 +71,8 @@ impl Packed<'_> {
 
     /// Activations `[m, cols]` times the transposed matrix: `[m, rows]`, row by row, into `out`.
     ///
-    /// Each row of the result has the same bits as it would have alone. In an int8 mode they are also
-    /// the same on every instruction set.
+    /// Each row of the result has the same bits as it would have alone; in an int8 mode they are also the
+    /// same on every instruction set. Among other rows LLM.int8 finds other outliers, and other results.
     ///
     /// # Errors
     /// Activations with other columns or groups; `out` of another length.
@@ -98,13 +99,13 @@ impl Packed<'_> {
             float::scratch_bytes(rows)
         };
         let run = tiles_a_run(self.tiles(), cpu);
-        let slots = worker_slots(cpu.parallel(), self.tiles(), run);
-        let (lines, each) = scratch.lines(slots, bytes);
+        let turns = Turns::new(cpu.parallel(), self.tiles(), run);
+        let (lines, each) = scratch.lines(turns.slots(), bytes);
         let lines = Parts::new(lines);
         let out = Parts::new(out);
         for first in (0..x.blocks()).step_by(blocks) {
             let blocks = first..x.blocks().min(first + blocks);
-            for_each(cpu.parallel(), self.tiles(), run, |worker, tiles| {
+            turns.each(|worker, tiles| {
                 let gemm = Gemm {
                     matrix: self,
                     x,
@@ -157,6 +158,10 @@ impl Packed<'_> {
             });
         }
         length("product", x.rows * self.rows, out.len())?;
+        let levels = &self.structure.levels;
+        if x.mode.is_int8() && matches!(levels, Levels::Bytes(_)) {
+            return Err(int8_of_floats());
+        }
         if x.in_tiles && cpu.isa() != Isa::Amx {
             return Err(Error::Unsupported {
                 operation: "product",

@@ -75,11 +75,22 @@ fn quantizes<F: Format>(format: F) {
 
 #[test]
 fn products_of_a_shape_seen_before_allocate_nothing() {
+    products(&Cpu::detect());
+}
+
+#[cfg(feature = "rayon")]
+#[test]
+fn nor_do_they_on_the_threads_of_rayon() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+    pool.unwrap()
+        .install(|| products(&Cpu::detect().with_threads(&ferrotune_quant::Rayon)));
+}
+
+fn products(cpu: &Cpu) {
     let weights = weights();
-    let cpu = Cpu::detect();
     let view = View::new(&weights, 64, 256).unwrap();
-    let quantized = Quantized::new(Nf4::new(64).unwrap(), view, &cpu).unwrap();
-    let packed = Packed::new(&quantized, &cpu).unwrap();
+    let quantized = Quantized::new(Nf4::new(64).unwrap(), view, cpu).unwrap();
+    let packed = Packed::new(&quantized, cpu).unwrap();
     for mode in [
         Mode::F32,
         Mode::Bf16,
@@ -93,9 +104,9 @@ fn products_of_a_shape_seen_before_allocate_nothing() {
             let mut activations = Activations::new(&packed, mode).unwrap();
             let (mut scratch, mut y) = (Scratch::new(), vec![0.0; m * 64]);
             let mut product = || {
-                activations.set(x, &cpu).unwrap();
+                activations.set(x, cpu).unwrap();
                 packed
-                    .gemm(&activations, &mut y, &mut scratch, &cpu)
+                    .gemm(&activations, &mut y, &mut scratch, cpu)
                     .unwrap();
             };
             product();

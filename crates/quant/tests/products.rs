@@ -79,6 +79,70 @@ fn errors_stay_within_their_bounds() {
     }
 }
 
+/// Where weights or activations are denormal, flushed, or so large that a sum overflows.
+#[test]
+fn bounds_hold_for_the_tiny_and_the_huge() {
+    fn check<F: Format>(format: F) {
+        const COLS: usize = 64;
+        let cpu = Cpu::detect();
+        let (mut finite, mut lost, mut w) = (0, 0, [0.0; COLS]);
+        let exponents = [-149, -140, -127, -120, -75, -30, 0, 60, 110, 126];
+        for (of_w, of_x) in exponents.iter().flat_map(|a| exponents.map(|b| (*a, b))) {
+            let scaled = |seed, exponent: i32| {
+                let values = random(COLS, seed).into_iter();
+                let values = values.map(|x| (f64::from(x) / 8.0 * 2_f64.powi(exponent)) as f32);
+                values.collect::<Vec<f32>>()
+            };
+            let (weights, x) = (scaled(1, of_w), scaled(2, of_x));
+            let view = View::new(&weights, 1, COLS).unwrap();
+            let Ok(quantized) = Quantized::new(format.clone(), view, &cpu) else {
+                continue;
+            };
+            let Ok(packed) = Packed::new(&quantized, &cpu) else {
+                continue;
+            };
+            packed.dequantize_row(0, &mut w);
+            if w.iter().any(|w| !w.is_finite()) {
+                continue;
+            }
+            let exact: f64 = w
+                .iter()
+                .zip(&x)
+                .map(|(w, x)| f64::from(*w) * f64::from(*x))
+                .sum();
+            // Those of `dequantize_row`.
+            let rounded = w.iter().zip(&x).map(|(w, x)| {
+                let w = f64::from(w.abs()) * 2_f64.powi(-22) + 2_f64.powi(-148);
+                w * f64::from(x.abs())
+            });
+            let slack: f64 = rounded.sum();
+            for mode in [Mode::F32, Mode::Bf16, Mode::Int8PerRow, Mode::Int8PerGroup] {
+                let mut bound = [0.0];
+                packed.error_bounds(mode, &x, &mut bound).unwrap();
+                finite += usize::from(bound[0].is_finite());
+                for isa in Isa::available() {
+                    let y = product(&packed, &x, mode, &Cpu::with_isa(isa).unwrap())[0];
+                    lost += usize::from(y == 0.0 && exact != 0.0);
+                    let error = (f64::from(y) - exact).abs();
+                    assert!(
+                        bound[0].is_infinite() || error <= bound[0] + slack,
+                        "{isa} {} {mode:?} 2^{of_w} 2^{of_x}: {error:e} > {:e}",
+                        F::NAME,
+                        bound[0]
+                    );
+                }
+            }
+        }
+        assert!(finite > 100 && lost > 10, "{} {finite} {lost}", F::NAME);
+    }
+    check(Int8(Grouping::Row));
+    check(Int8(Grouping::Block(32)));
+    check(Int8Asymmetric(Grouping::Block(32)));
+    check(Nf4::new(64).unwrap());
+    check(MxFp4(ScaleRounding::Floor));
+    check(NvFp4);
+}
+
 #[test]
 fn outliers_are_multiplied_as_in_bitsandbytes() {
     let file = Recorded::open("bnb8.safetensors");
@@ -216,6 +280,166 @@ fn backends_that_do_too_much_or_too_little_do_no_harm() {
     }
 }
 
+/// Room is made for as many workers as are then set to work.
+#[test]
+fn a_backend_that_grows_does_no_harm() {
+    struct Growing(std::sync::atomic::AtomicUsize);
+    impl ferrotune_quant::Parallel for Growing {
+        fn threads(&self) -> usize {
+            1 + 3 * self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        }
+        fn run(&self, pieces: usize, piece: &(dyn Fn(usize) + Sync)) {
+            std::thread::scope(|scope| {
+                for i in 0..pieces {
+                    scope.spawn(move || piece(i));
+                }
+            });
+        }
+    }
+    let packed = packed(Nf4::new(64).unwrap(), 600, 512);
+    let x = random(300 * 512, 1);
+    for mode in [Mode::Int8PerGroup, Mode::Bf16] {
+        let expected = product(&packed, &x, mode, &Cpu::detect());
+        let growing = Growing(0.into());
+        let cpu = Cpu::detect().with_threads(&growing);
+        assert_eq!(product(&packed, &x, mode, &cpu), expected);
+    }
+}
+
+/// What is left of other activations, of other numbers of rows, of another instruction set, or of a refusal
+/// does not show.
+#[test]
+fn activations_can_be_set_again() {
+    const COLS: usize = 192;
+    let per_row = packed(Int8(Grouping::Row), 20, COLS);
+    let in_groups = packed(Int8Asymmetric(Grouping::Block(32)), 20, COLS);
+    for (packed, mode) in [
+        (&per_row, Mode::Int8PerRow),
+        (&per_row, Mode::LlmInt8),
+        (&in_groups, Mode::Int8PerGroup),
+        (&in_groups, Mode::Bf16),
+        (&in_groups, Mode::F32),
+    ] {
+        let mut activations = Activations::new(packed, mode).unwrap();
+        activations.set_threshold(1.5);
+        let mut scratch = Scratch::new();
+        for (seed, (rows, isa)) in [40, 40, 5, 13, 13, 40, 1, 40]
+            .into_iter()
+            .flat_map(|rows| Isa::available().map(move |isa| (rows, isa)))
+            .enumerate()
+        {
+            let mut x = random(rows * COLS, seed as u64);
+            let cpu = Cpu::with_isa(isa).unwrap();
+            let mut multiply = |activations: &mut Activations, x: &[f32]| {
+                activations.set(View::new(x, rows, COLS).unwrap(), &cpu)?;
+                let mut y = vec![0.0; rows * 20];
+                packed.gemm(activations, &mut y, &mut scratch, &cpu)?;
+                Ok::<_, Error>(y)
+            };
+            let mut fresh = Activations::new(packed, mode).unwrap();
+            fresh.set_threshold(1.5);
+            let expected = multiply(&mut fresh, &x).unwrap();
+            assert_eq!(
+                multiply(&mut activations, &x).unwrap(),
+                expected,
+                "{mode:?} {rows} {isa}"
+            );
+            let last = x.len() - 1;
+            x[last] = f32::NAN;
+            multiply(&mut activations, &x).unwrap_err();
+        }
+    }
+}
+
+/// Each row of weights adds its own, in one row of activations and in many.
+#[test]
+fn outliers_meet_their_rows() {
+    const ROWS: usize = 75;
+    const COLS: usize = 64;
+    let packed = packed(Int8(Grouping::Row), ROWS, COLS);
+    let mut w = vec![0.0; COLS];
+    for isa in Isa::available() {
+        for m in [1, 3, 40] {
+            let mut x = random(m * COLS, 9);
+            for row in x.chunks_mut(COLS) {
+                (row[5], row[60]) = (900.0, -70.0);
+            }
+            let mut activations = Activations::new(&packed, Mode::LlmInt8).unwrap();
+            let three = With::new(3, |n, piece: &(dyn Fn(usize) + Sync)| {
+                (0..n).rev().for_each(piece)
+            });
+            let cpu = Cpu::with_isa(isa).unwrap().with_threads(&three);
+            activations
+                .set(View::new(&x, m, COLS).unwrap(), &cpu)
+                .unwrap();
+            assert_eq!(activations.outlier_columns(), [5, 60]);
+            let mut y = vec![0.0; m * ROWS];
+            packed
+                .gemm(&activations, &mut y, &mut Scratch::new(), &cpu)
+                .unwrap();
+            for (i, y) in y.iter().enumerate() {
+                packed.dequantize_row(i % ROWS, &mut w);
+                let terms = w.iter().zip(&x[i / ROWS * COLS..]);
+                let exact: f64 = terms.map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                assert!(
+                    (f64::from(*y) - exact).abs() < 1.0,
+                    "{isa} {m} {i}: {y} {exact}"
+                );
+            }
+        }
+    }
+    // Where nothing is ordinary all columns are multiplied in f32.
+    let x = random(COLS, 9);
+    let mut activations = Activations::new(&packed, Mode::LlmInt8).unwrap();
+    activations.set_threshold(f32::NAN);
+    let cpu = Cpu::detect();
+    activations
+        .set(View::new(&x, 1, COLS).unwrap(), &cpu)
+        .unwrap();
+    let mut y = vec![0.0; ROWS];
+    packed.gemv(&activations, &mut y, &cpu).unwrap();
+    let exact = product(&packed, &x, Mode::F32, &cpu);
+    assert!(
+        y.iter()
+            .zip(&exact)
+            .all(|(y, exact)| (y - exact).abs() < 1e-4)
+    );
+}
+
+/// The longest row: its sums, which begin 128 too large for each weight, wrap and come back.
+#[test]
+fn the_largest_sums_fit_32_bits() {
+    const COLS: usize = 131_072;
+    let cpu = Cpu::detect();
+    for (weight, code) in [(1.0, 127), (-1.0, -127)] {
+        let weights = vec![weight; COLS];
+        let view = View::new(&weights, 1, COLS).unwrap();
+        let quantized = Quantized::new(Int8(Grouping::Row), view, &cpu).unwrap();
+        assert_eq!(quantized.code(0, 7).cast_signed(), code);
+        let packed = Packed::new(&quantized, &cpu).unwrap();
+        for m in [1, 6] {
+            let x = vec![-127.0; m * COLS];
+            for isa in Isa::available() {
+                let y = product(&packed, &x, Mode::Int8PerRow, &Cpu::with_isa(isa).unwrap());
+                let exact = -127.0 * COLS as f32 * weight;
+                assert!(
+                    y.iter().all(|y| (y / exact - 1.0).abs() < 1e-6),
+                    "{isa} {m}: {}",
+                    y[0]
+                );
+            }
+        }
+    }
+    let weights = vec![1.0; COLS + 8];
+    let view = View::new(&weights, 1, COLS + 8).unwrap();
+    let quantized = Quantized::new(Int8(Grouping::Row), view, &cpu).unwrap();
+    let error = Packed::new(&quantized, &cpu).unwrap_err().to_string();
+    assert!(
+        error.contains("131072") && error.contains("131080"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_does_not_fit_is_refused_with_the_numbers() {
     let packed = packed(Nf4::new(64).unwrap(), 16, 128);
@@ -262,6 +486,56 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
             .to_string()
             .contains("multiple of 8")
     );
+}
+
+/// Int8 activations may be shared, but not with weights that are floats.
+#[test]
+fn shared_activations_do_not_fit_every_matrix() {
+    let (int8, fp8) = (
+        packed(Int8(Grouping::Block(32)), 16, 64),
+        packed(MxFp8E4m3(ScaleRounding::Floor), 16, 64),
+    );
+    let x = random(64, 1);
+    let cpu = Cpu::detect();
+    let mut activations = Activations::new(&int8, Mode::Int8PerGroup).unwrap();
+    activations
+        .set(View::new(&x, 1, 64).unwrap(), &cpu)
+        .unwrap();
+    let mut y = [0.0; 16];
+    let error = fp8.gemv(&activations, &mut y, &cpu).unwrap_err();
+    assert!(error.to_string().contains("8-bit floats"), "{error}");
+}
+
+/// Two scales that overflow times a sum of zero.
+#[test]
+fn a_bound_is_infinite_where_the_way_to_the_product_overflows() {
+    let cpu = Cpu::detect();
+    let mut weights = [0.0; 32];
+    weights[0] = 1e25;
+    let mut x = [0.0; 32];
+    x[1] = 1e25;
+    let quantized = Quantized::new(
+        Int8(Grouping::Block(16)),
+        View::new(&weights, 1, 32).unwrap(),
+        &cpu,
+    );
+    let packed = Packed::new(&quantized.unwrap(), &cpu).unwrap();
+    let mut bound = [0.0];
+    packed
+        .error_bounds(Mode::Int8PerGroup, &x, &mut bound)
+        .unwrap();
+    assert!(bound[0].is_infinite() && product(&packed, &x, Mode::Int8PerGroup, &cpu)[0].is_nan());
+    packed.error_bounds(Mode::F32, &x, &mut bound).unwrap();
+    assert!(bound[0].is_finite());
+}
+
+#[test]
+fn shapes_that_cannot_be_counted_are_refused() {
+    let structure = packed_other().structure().clone();
+    for shape in [[usize::MAX, 32], [32, usize::MAX], [1 << 40, 1 << 40]] {
+        let error = Packed::from_parts(shape, structure.clone(), &[], &[], &[]).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    }
 }
 
 fn packed_other() -> Packed<'static> {

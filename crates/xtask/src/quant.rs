@@ -99,12 +99,13 @@ pub fn sanitizer(root: &Path) -> Result<()> {
     process::run(&mut test)
 }
 
-/// Each parser on damaged files, half a minute.
+/// Each parser on damaged files, half a minute, from the recorded ones on.
 pub fn fuzz(root: &Path) -> Result<()> {
     if !works(nightly().args(["fuzz", "--version"])) {
         return skip("fuzzing", "no nightly toolchain with cargo-fuzz");
     }
     let folder = root.join("crates/quant");
+    process::run(Command::new("sh").arg(folder.join("fuzz/seeds.sh")))?;
     let list = nightly()
         .current_dir(&folder)
         .args(["fuzz", "list"])

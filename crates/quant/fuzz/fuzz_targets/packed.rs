@@ -2,7 +2,7 @@
 #![no_main]
 
 use ferrotune_quant::files::{NewTensor, Safetensors, SafetensorsWriter, packed};
-use ferrotune_quant::{Activations, Cpu, Matrix, Mode, View};
+use ferrotune_quant::{Activations, Cpu, Matrix, Mode, Scratch, View};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use safetensors::Dtype;
@@ -117,14 +117,18 @@ fuzz_target!(|input: Input| {
         matrix.dequantize_row(i, &mut row);
     }
     let cpu = Cpu::detect();
-    let x = vec![0.5_f32; cols];
+    let x = vec![0.5_f32; 17 * cols];
+    let mut scratch = Scratch::new();
     for mode in [Mode::F32, Mode::Bf16, Mode::Int8PerRow, Mode::Int8PerGroup] {
-        if let Ok(mut activations) = Activations::new(&matrix, mode) {
-            let view = View::new(&x, 1, cols).expect("a view");
-            if activations.set(view, &cpu).is_ok() {
-                let mut out = vec![0.0; rows];
-                let _ = matrix.gemv(&activations, &mut out, &cpu);
-            }
+        let Ok(mut activations) = Activations::new(&matrix, mode) else {
+            continue;
+        };
+        for m in [1, 3, 17] {
+            let view = View::new(&x[..m * cols], m, cols).expect("a view");
+            activations.set(view, &cpu).expect("finite values");
+            let mut out = vec![0.0; m * rows];
+            let product = matrix.gemm(&activations, &mut out, &mut scratch, &cpu);
+            product.expect("shapes that fit");
         }
     }
     let mut writer = SafetensorsWriter::new();

@@ -5,7 +5,7 @@ use super::scheme::Scheme;
 use super::tensors::{Safetensors, Tensor};
 use super::words::Word;
 use super::writer::{NewTensor, SafetensorsWriter};
-use crate::parallel::{Parts, for_each, worker_slots};
+use crate::parallel::{Parts, Turns};
 use crate::{Cpu, Element, Matrix, View, bf16, f16};
 use safetensors::Dtype;
 use std::path::Path;
@@ -139,9 +139,10 @@ fn quantize<T: Element + Word>(tensor: &Tensor, scheme: Scheme, cpu: &Cpu) -> Re
 fn errors<T: Element>(exact: View<T>, matrix: &dyn Matrix, cpu: &Cpu) -> Outcome {
     let (rows, cols) = (exact.rows(), exact.cols());
     let mut sums = vec![(0.0_f64, 0.0_f64, 0.0_f32); rows];
-    let mut rooms = vec![vec![0.0_f32; cols]; worker_slots(cpu.parallel(), rows, 1)];
+    let turns = Turns::new(cpu.parallel(), rows, 1);
+    let mut rooms = vec![vec![0.0_f32; cols]; turns.slots()];
     let (parts, rooms) = (Parts::new(&mut sums), Parts::new(&mut rooms));
-    for_each(cpu.parallel(), rows, 1, |worker, range| {
+    turns.each(|worker, range| {
         // SAFETY: no two calls have the same worker at the same time.
         let room = &mut unsafe { rooms.part(worker..worker + 1) }[0];
         for row in range {

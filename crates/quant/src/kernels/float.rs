@@ -31,6 +31,7 @@ impl Work for Float<'_, '_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let gemm = self.0;
+        let scratch = gemm.scratch.as_mut_ptr().cast::<f32>();
         #[cfg(target_arch = "x86_64")]
         if S::AMX && gemm.x.in_tiles {
             // SAFETY: `S::AMX` says that AMX is allowed; scratch is of `scratch_bytes`.
@@ -42,10 +43,10 @@ impl Work for Float<'_, '_, '_> {
             // SAFETY: scratch is of `scratch_bytes`; each tile is multiplied once.
             unsafe {
                 if S::TILES == 2 && tile + 1 < gemm.tiles.end {
-                    panel::<S, 2>(simd, &gemm, tile);
+                    panel::<S, 2>(simd, &gemm, tile, scratch);
                     tile += 2;
                 } else {
-                    panel::<S, 1>(simd, &gemm, tile);
+                    panel::<S, 1>(simd, &gemm, tile, scratch);
                     tile += 1;
                 }
             }
@@ -53,11 +54,10 @@ impl Work for Float<'_, '_, '_> {
     }
 }
 
-/// `TILES` tiles times the blocks. Scratch begins with dequantized columns; the sums follow.
+/// `TILES` tiles times the blocks. `weights` is scratch: dequantized columns, then the sums.
 #[inline(always)]
-unsafe fn panel<S: Simd, const TILES: usize>(simd: S, gemm: &Gemm, tile: usize) {
+unsafe fn panel<S: Simd, const TILES: usize>(simd: S, gemm: &Gemm, tile: usize, weights: *mut f32) {
     let (matrix, x) = (gemm.matrix, gemm.x);
-    let weights = gemm.scratch.as_ptr().cast_mut().cast::<f32>();
     // SAFETY: `scratch_bytes`.
     unsafe {
         let sums = weights.add(DEPTH * TILES * LANES);

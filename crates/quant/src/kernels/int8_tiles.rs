@@ -76,7 +76,8 @@ unsafe fn rows<S: Simd, const PER_ROW: bool>(simd: S, weights: Weights<S>, gemm:
                     }
                     b[1] = b[count - 1];
                 }
-                // More columns, or the next tiles: every block of rows asks for a quarter.
+                // More columns, or the next tiles: every block of rows asks for a quarter, line by line or
+                // every second one, since processors fetch them in pairs.
                 let (next, column) = if end < weights.depth {
                     (tile, end)
                 } else {

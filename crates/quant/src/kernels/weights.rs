@@ -11,8 +11,10 @@ pub(super) struct Weights<S: Simd> {
     pub codes: *const u8,
     scales: *const u8,
     pub shifts: *const f32,
-    /// What nibbles stand for, and the same 128 too large.
+    /// What nibbles stand for.
+    #[cfg(target_arch = "x86_64")]
     pub signed: S::T,
+    /// The same, 128 too large.
     pub biased: S::T,
     pub factor: f32,
     pub rows: usize,
@@ -44,6 +46,7 @@ impl<S: Simd> Weights<S> {
             codes: matrix.codes.as_ptr(),
             scales: matrix.scales.as_ptr(),
             shifts: matrix.shifts.as_ptr().cast(),
+            #[cfg(target_arch = "x86_64")]
             signed: simd.table(&signed),
             biased: simd.table(&signed.map(|step| step ^ 0x80)),
             factor: unit * structure.factor,

@@ -139,7 +139,8 @@ pub(crate) fn run<W: Work>(isa: Isa, work: W) -> W::Output {
 }
 
 /// How many bytes ahead a kernel that streams through memory should ask for more: Intel's processors
-/// gain a quarter by 4 KiB, since their own prefetching ends with each page; AMD's lose by asking.
+/// gain a quarter by 4 KiB, since their own prefetching ends with each page; AMD's lose by it, and ask for
+/// what they are about to read.
 pub(crate) fn bytes_ahead() -> usize {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
