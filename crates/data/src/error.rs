@@ -77,6 +77,12 @@ pub enum Error {
         /// Why that cannot be.
         reason: &'static str,
     },
+    /// A similarity from which texts would be duplicates.
+    #[error("threshold = {threshold}: it must lie between 0 and 1")]
+    Threshold {
+        /// What it was set to.
+        threshold: f64,
+    },
     /// A pattern for [`Stream::template`](crate::Stream::template) that is none.
     #[error("the pattern {pattern:?} has {reason}")]
     Pattern {

@@ -31,6 +31,7 @@
 mod batch;
 mod chat;
 mod dataset;
+pub mod dedup;
 mod error;
 mod pack;
 mod rows;
