@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 const PACKAGE: &str = "ferrotune-quant";
 const FEATURES: &str = "rayon,ndarray,files";
 const AARCH64: &str = "aarch64-unknown-linux-gnu";
+/// A target without an operating system, and so without `std`.
+const BARE: &str = "aarch64-unknown-none";
 const X86_64: &str = "x86_64-unknown-linux-gnu";
 
 /// Seconds for each fuzz target: long enough to see that it still runs and finds nothing new at once.
@@ -25,13 +27,26 @@ pub fn alone(root: &Path) -> Result<()> {
     process::run(check.arg("--no-default-features"))
 }
 
-/// AArch64: compiled if rustup can bring its standard library, and tested if there are a linker and an
+/// AArch64: compiled if rustup can bring its standard library, for no operating system too, and tested if there are a linker and an
 /// emulator (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user).
 pub fn aarch64(root: &Path) -> Result<()> {
     if !works(Command::new("rustup").args(["target", "add", AARCH64])) {
         return skip("AArch64", "rustup cannot bring its standard library");
     }
     let folder = root.join("target/aarch64");
+    if works(Command::new("rustup").args(["target", "add", BARE])) {
+        let mut bare = process::cargo(root, &["check", "--package", PACKAGE, "--target", BARE]);
+        process::run(
+            bare.arg("--no-default-features")
+                .arg("--target-dir")
+                .arg(&folder),
+        )?;
+    } else {
+        skip(
+            "no operating system",
+            "rustup cannot bring its core library",
+        )?;
+    }
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root);
     let tools = works(Command::new("qemu-aarch64").arg("--version"))

@@ -41,6 +41,7 @@ pub(crate) trait Simd: Copy {
     /// Whether [`Simd::dot`] takes weights as they are stored, 128 too large.
     const BIASED: bool;
     /// Whether there are tile registers beside the vectors.
+    #[cfg(target_arch = "x86_64")]
     const AMX: bool = false;
 
     /// 16 × i32
