@@ -5,18 +5,28 @@ use anyhow::Result;
 use ferrotune_benches_quant::check::Expected;
 use ferrotune_benches_quant::data;
 use ferrotune_benches_quant::peak::Unit;
+use ferrotune_benches_quant::rounds::Side;
 use ferrotune_quant::{
-    Activations, Cpu, Grouping, Int8, Mode, MxFp4, Nf4, Packed, ScaleRounding, Scratch, View,
+    Activations, Cpu, Grouping, Int8, Isa, Mode, MxFp4, Nf4, Packed, ScaleRounding, Scratch, View,
 };
 
 pub fn run(context: &Context) -> Result<()> {
     println!(
         "== GEMM, M = {BATCH}, weights packed and activations quantized beforehand: operations a second ÷ the peak of \
-         a loop over registers on the same instruction"
+         a loop over registers on the same instruction, and of one in vector registers"
     );
     println!(
-        "{:12} {:16} {:12} {:12} {:>8} {:>12} {:>8} {:>22}",
-        "K×N", "weights", "activations", "ours on", "GOP/s", "peak of", "GOP/s", "ours / peak"
+        "{:12} {:16} {:12} {:12} {:>8} {:>12} {:>8} {:>22} {:>12} {:>22}",
+        "K×N",
+        "weights",
+        "activations",
+        "ours on",
+        "GOP/s",
+        "peak of",
+        "GOP/s",
+        "ours / peak",
+        "in vectors",
+        "ours / peak"
     );
     let cpu = context.cpu();
     for [cols, rows] in SHAPES {
@@ -61,30 +71,34 @@ fn product(
         expected.check(name, &y[row * rows..][..rows], 1.0)?;
     }
 
-    let (unit, activations_in) = match mode {
-        Mode::Bf16 => (Unit::bf16(cpu.isa()), "bf16"),
-        Mode::Int8PerGroup => (Unit::int8(cpu.isa()), "int8, group"),
-        _ => (Unit::int8(cpu.isa()), "int8, row"),
+    let (unit, in_vectors, activations_in) = match mode {
+        Mode::Bf16 => (Unit::bf16(cpu.isa()), Unit::bf16(Isa::Avx512Bf16), "bf16"),
+        Mode::Int8PerGroup => (Unit::int8(cpu.isa()), Unit::Vnni, "int8, group"),
+        _ => (Unit::int8(cpu.isa()), Unit::Vnni, "int8, row"),
+    };
+    let peak = |unit: Unit| -> Side {
+        Box::new(move || Ok(context.on_threads(|| unit.measure()).unwrap_or(f64::NAN)))
     };
     let work = || Ok(packed.gemm(&activations, &mut y, &mut scratch, cpu)?);
-    let rounds = context.rounds(vec![
-        Box::new(|| Ok(context.on_threads(|| unit.measure()).unwrap_or(f64::NAN))),
-        context.side(times([cols, rows], BATCH), work),
-    ])?;
+    let ours = context.side(times([cols, rows], BATCH), work);
+    let rounds = context.rounds(vec![peak(unit), ours, peak(in_vectors)])?;
     let operations = 2.0 * (BATCH * rows * cols) as f64;
-    let peak = rounds.of(0).median / 1e9;
-    let (peak, part) = if peak.is_nan() {
-        ("-".to_owned(), "not measured".to_owned())
-    } else {
-        let part = rounds.combine(0, 1, |peak, seconds| operations / seconds / peak);
+    let of = |side: usize| {
+        let peak = rounds.of(side).median / 1e9;
+        if peak.is_nan() {
+            return ("-".to_owned(), "not measured".to_owned());
+        }
+        let part = rounds.combine(side, 1, |peak, seconds| operations / seconds / peak);
         (format!("{peak:.0}"), format!("{part:.3}"))
     };
+    let ((peak, part), (_, part_in_vectors)) = (of(0), of(2));
     println!(
-        "{:12} {name:16} {activations_in:12} {:12} {:>8.0} {:>12} {peak:>8} {part:>22}",
+        "{:12} {name:16} {activations_in:12} {:12} {:>8.0} {:>12} {peak:>8} {part:>22} {:>12} {part_in_vectors:>22}",
         format!("{cols}×{rows}"),
         cpu.isa().name(),
         operations / rounds.of(1).median / 1e9,
         unit.name(),
+        in_vectors.name(),
     );
     Ok(())
 }
