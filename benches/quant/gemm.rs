@@ -2,13 +2,14 @@
 //! element is a multiplication with its addition.
 #![allow(missing_docs, reason = "criterion's macros write public functions")]
 
+mod settings;
+
 use anyhow::Result;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ferrotune_benches_quant::data::{packed, uniform};
 use ferrotune_quant::{
     Activations, Cpu, Grouping, Int8, Mode, MxFp4, Nf4, Packed, Rayon, ScaleRounding, Scratch, View,
 };
-use std::time::Duration;
 
 const BATCH: usize = 128;
 const SIZE: usize = 2048;
@@ -89,10 +90,7 @@ fn all(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
+    config = settings::settings();
     targets = all
 }
 criterion_main!(benches);

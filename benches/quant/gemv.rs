@@ -1,13 +1,14 @@
 //! A vector in int8 times matrices of 64 MiB in 8 bits, or 32 in 4.
 #![allow(missing_docs, reason = "criterion's macros write public functions")]
 
+mod settings;
+
 use anyhow::Result;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ferrotune_benches_quant::data::{packed, uniform};
 use ferrotune_quant::{
     Activations, Cpu, Format, Grouping, Int8, Mode, MxFp4, Nf4, NvFp4, Rayon, ScaleRounding, View,
 };
-use std::time::Duration;
 
 const ROWS: usize = 16_384;
 const COLS: usize = 4096;
@@ -43,10 +44,7 @@ fn all(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
+    config = settings::settings();
     targets = all
 }
 criterion_main!(benches);

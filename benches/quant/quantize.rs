@@ -1,6 +1,8 @@
 //! From f32 to each format, into memory that is there.
 #![allow(missing_docs, reason = "criterion's macros write public functions")]
 
+mod settings;
+
 use anyhow::Result;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ferrotune_benches_quant::data::uniform;
@@ -8,7 +10,6 @@ use ferrotune_quant::{
     Cpu, Format, Fp4, Grouping, Int8, MxFp4, Nf4, NonFinite, NvFp4, Quantized, Rayon,
     ScaleRounding, View, quantize_into,
 };
-use std::time::Duration;
 
 const ROWS: usize = 2048;
 const COLS: usize = 4096;
@@ -46,10 +47,7 @@ fn all(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
+    config = settings::settings();
     targets = all
 }
 criterion_main!(benches);

@@ -2,11 +2,8 @@
 
 use super::float::{DEPTH, dequantize};
 use super::{Gemm, store};
-use crate::simd::amx::{self, Operands, Tiles};
+use crate::simd::amx::{self, Operands, SQUARE, Tiles};
 use crate::simd::{LANES, Simd};
-
-/// Results of 16 rows and a tile.
-const SQUARE: usize = LANES * LANES;
 
 /// Some tiles times some blocks of rows. Scratch begins with dequantized columns of two tiles; the sums
 /// follow, in squares.
@@ -30,16 +27,9 @@ pub(super) unsafe fn run<S: Simd>(simd: S, gemm: Gemm) {
                     dequantize(simd, matrix, x.mode, tile + t, columns.clone(), to, 2);
                 }
                 for (i, block) in gemm.blocks.clone().step_by(2).enumerate() {
-                    let a = x.values.as_ptr().add(block * x.block_words());
-                    let a = a.cast::<u8>().add(begin * 2 * LANES);
-                    let further = if block + 1 < gemm.blocks.end {
-                        4 * x.block_words()
-                    } else {
-                        0
-                    };
                     let b = weights.cast::<u8>().cast_const();
                     let operands = Operands {
-                        a: [a, a.add(further)],
+                        a: gemm.two_blocks(block, begin * 2 * LANES),
                         b: [b, b.add((count - 1) * 4 * LANES)],
                         b_pitch: 8 * LANES,
                         steps: columns.len() / 32,

@@ -7,14 +7,12 @@ use super::weights::{Weights, prefetch_part};
 use super::{Gemm, store};
 use crate::bytes::Line;
 use crate::packed::Packed;
-use crate::simd::amx::{self, Operands, Tiles};
+use crate::simd::amx::{self, Operands, SQUARE, Tiles};
 use crate::simd::{LANES, Simd};
 use core::ops::Range;
 
 /// Columns that are multiplied with all rows while the first cache holds them, about.
 const DEPTH: usize = 512;
-/// Results of 16 rows and a tile.
-const SQUARE: usize = LANES * LANES;
 
 /// Bytes that a worker needs for `rows` rows of activations.
 pub(super) fn scratch_bytes(matrix: &Packed, rows: usize) -> usize {
@@ -51,7 +49,6 @@ pub(super) unsafe fn run<S: Simd>(simd: S, weights: Weights<S>, gemm: Gemm) {
 /// Weights of one group a row: 32 rows times two tiles at once.
 #[inline(always)]
 unsafe fn rows<S: Simd, const PER_ROW: bool>(simd: S, weights: Weights<S>, gemm: Gemm) {
-    let x = gemm.x;
     let unpacked = gemm.scratch.as_mut_ptr().cast::<u8>();
     let code_bytes = if weights.nibbles { LANES / 2 } else { LANES };
     // SAFETY: within the matrix, the activations and scratch; each tile is multiplied once.
@@ -90,15 +87,8 @@ unsafe fn rows<S: Simd, const PER_ROW: bool>(simd: S, weights: Weights<S>, gemm:
                 ];
                 let quarter = (end - begin) * code_bytes / 4;
                 for (i, block) in gemm.blocks.clone().step_by(2).enumerate() {
-                    let a = x.values.as_ptr().add(block * x.block_words()).cast::<u8>();
-                    let further = if block + 1 < gemm.blocks.end {
-                        4 * x.block_words()
-                    } else {
-                        0
-                    };
-                    let a = a.add(begin * LANES);
                     let operands = Operands {
-                        a: [a, a.add(further)],
+                        a: gemm.two_blocks(block, begin * LANES),
                         b,
                         b_pitch: 64,
                         steps: (end - begin) / 64,

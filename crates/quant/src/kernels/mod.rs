@@ -27,6 +27,25 @@ pub(crate) struct Gemm<'a, 'b, 'c> {
     pub out: &'a Parts<'c, f32>,
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Gemm<'_, '_, '_> {
+    /// Activations in tiles from so many bytes of a block on, and of the next block, or the same once more
+    /// after the last.
+    ///
+    /// # Safety
+    /// A block has so many bytes.
+    #[inline(always)]
+    unsafe fn two_blocks(&self, block: usize, bytes: usize) -> [*const u8; 2] {
+        let words = self.x.block_words();
+        let next = (block + 1).min(self.blocks.end - 1);
+        // SAFETY: the blocks are among the activations.
+        [block, next].map(|block| unsafe {
+            let block = self.x.values.as_ptr().add(block * words);
+            block.cast::<u8>().add(bytes)
+        })
+    }
+}
+
 /// A kernel that multiplies some rows at a time.
 trait InRows<S: Simd> {
     /// Multiplies `ROWS` rows of a block from its row `row` on.

@@ -9,6 +9,8 @@ use core::sync::atomic::{AtomicU8, Ordering};
 pub(crate) const ROWS: usize = 16;
 /// Bytes of a tile.
 pub(crate) const BYTES: usize = 1024;
+/// Sums of a tile of activations and one of weights.
+pub(crate) const SQUARE: usize = 256;
 
 /// Whether this process may use AMX int8 and bf16: the processor has it, the system keeps it between
 /// threads, and said yes.

@@ -1,6 +1,6 @@
 //! GPTQ and AWQ.
 
-use crate::{bytes_of, common, copied, open};
+use crate::{bytes_of, common, copied, named, open};
 use ferrotune_quant::files::{NewTensor, Safetensors, Scheme, awq, gptq};
 use ferrotune_quant::{Awq, Cpu, Gptq, Packed, ZeroConvention};
 use safetensors::Dtype;
@@ -90,12 +90,7 @@ fn says(name: &str, key: &str, edit: impl FnOnce(&mut NewTensor), words: &[&str]
     let file = open(name);
     let mut tensors = copied(&file.tensors());
     let name_of = format!("{Q}.{key}");
-    edit(
-        tensors
-            .iter_mut()
-            .find(|tensor| tensor.name == name_of)
-            .unwrap(),
-    );
+    edit(named(&mut tensors, &name_of));
     let bytes = bytes_of(tensors);
     let file = Safetensors::new("lies.safetensors", &bytes).unwrap();
     let error = match name {

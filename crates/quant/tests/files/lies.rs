@@ -1,7 +1,7 @@
 //! Parts of layers that lie: types, shapes, contents.
 
 use crate::refused::{K, Q, floats, of_type, read, refused, says, text};
-use crate::{bytes_of, copied, open};
+use crate::{bytes_of, copied, named, open};
 use ferrotune_quant::files::{NewTensor, Safetensors, Scheme, mxfp4, packed};
 use ferrotune_quant::{Cpu, Nf4, Packed, Quantized, View};
 use safetensors::Dtype;
@@ -147,12 +147,7 @@ fn experts() {
     let says = |edit: fn(&mut NewTensor), part: &str, words: &[&str]| {
         let mut tensors = copied(&file.tensors());
         let key = format!("{prefix}_{part}");
-        edit(
-            tensors
-                .iter_mut()
-                .find(|tensor| tensor.name == key)
-                .unwrap(),
-        );
+        edit(named(&mut tensors, &key));
         let bytes = bytes_of(tensors);
         let file = Safetensors::new("lies.safetensors", &bytes).unwrap();
         let read = || {
@@ -185,10 +180,7 @@ fn experts() {
         ("scales", vec![1 << 60, 0, 2]),
     ] {
         let key = format!("{prefix}_{part}");
-        let tensor = tensors
-            .iter_mut()
-            .find(|tensor| tensor.name == key)
-            .unwrap();
+        let tensor = named(&mut tensors, &key);
         (tensor.shape, tensor.data) = (shape, vec![].into());
     }
     refuses(
@@ -211,12 +203,7 @@ fn packed_matrices() {
     let structure = "p.packed_structure";
     let refused = |key: &str, edit: &dyn Fn(&mut NewTensor), words: &[&str]| {
         let mut tensors = packed::tensors("p", &matrix).unwrap();
-        edit(
-            tensors
-                .iter_mut()
-                .find(|tensor| tensor.name == key)
-                .unwrap(),
-        );
+        edit(named(&mut tensors, key));
         let bytes = bytes_of(tensors);
         let file = Safetensors::new("lies.safetensors", &bytes).unwrap();
         says(packed::read(&file, "p").map(drop), words);

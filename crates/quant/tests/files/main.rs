@@ -55,6 +55,12 @@ fn copied<'a>(file: &Safetensors<'a>) -> Vec<NewTensor<'a>> {
         .collect()
 }
 
+/// The tensor of a name.
+fn named<'t, 'a>(tensors: &'t mut [NewTensor<'a>], name: &str) -> &'t mut NewTensor<'a> {
+    let tensor = tensors.iter_mut().find(|tensor| tensor.name == name);
+    tensor.unwrap_or_else(|| panic!("there is no {name}"))
+}
+
 fn bytes_of<'a>(tensors: impl IntoIterator<Item = NewTensor<'a>>) -> Vec<u8> {
     let mut writer = SafetensorsWriter::new();
     writer.extend(tensors);

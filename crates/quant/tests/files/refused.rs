@@ -1,6 +1,6 @@
 //! Files that were cut short, or lie: an error each, which names file and key.
 
-use crate::{RECORDED, bytes_of, copied, open, recorded};
+use crate::{RECORDED, bytes_of, copied, named, open, recorded};
 use ferrotune_quant::files::{
     Mapped, NewTensor, Result, Safetensors, SafetensorsFile, SafetensorsWriter, Scheme,
 };
@@ -32,8 +32,7 @@ pub fn refused<E: FnOnce(&mut NewTensor)>(
 ) {
     let file = open(name);
     let mut tensors = copied(&file.tensors());
-    let tensor = tensors.iter_mut().find(|tensor| tensor.name == key);
-    edit(tensor.unwrap_or_else(|| panic!("{name} has no {key}")));
+    edit(named(&mut tensors, key));
     says(read(&bytes_of(tensors), scheme, prefix(key)), words);
 }
 

@@ -61,14 +61,10 @@ fn format<F: Format>(
     let expected = context.on_threads(|| Quantized::new(format.clone(), view, &scalar))?;
     let (mut codes, mut scales) = (expected.codes().to_vec(), expected.scales().to_vec());
     codes.fill(0);
-    quantize_into(
-        &format,
-        view,
-        &mut codes,
-        &mut scales,
-        NonFinite::Refuse,
-        cpu,
-    )?;
+    let quantize = |codes: &mut [u8], scales: &mut [F::Scale]| {
+        quantize_into(&format, view, codes, scales, NonFinite::Refuse, cpu)
+    };
+    quantize(&mut codes, &mut scales)?;
     ensure!(
         codes == expected.codes() && scales == expected.scales(),
         "{name}: {} and plain Rust differ",
@@ -76,14 +72,7 @@ fn format<F: Format>(
     );
     drop(expected);
     let mut work = || {
-        quantize_into(
-            &format,
-            view,
-            &mut codes,
-            &mut scales,
-            NonFinite::Refuse,
-            cpu,
-        )?;
+        quantize(&mut codes, &mut scales)?;
         anyhow::Ok(())
     };
     let rounds = context.rounds(vec![
